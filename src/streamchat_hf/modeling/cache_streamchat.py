@@ -1,0 +1,208 @@
+"""The state of a streaming conversation: text keys and values, a ring of visual rows, and the timeline.
+
+Visual tokens are updated neither by text nor by each other, so a frame's keys and values at every chosen layer are
+computed once, when it arrives. A decoding step takes over what is ready: one rotation at the frame's index, one write
+into the ring. Nothing recomputes a past frame, and because only relative distance matters, eviction moves nothing.
+
+Letters: C chosen layers, S streams, B text rows (B = S * r), K key/value heads, W window in frames, N visual tokens per
+frame, d head dimension.
+"""
+
+from collections import deque
+from typing import NamedTuple
+
+import torch
+from transformers import DynamicCache
+
+from .layers_streamchat import VisualContext
+from .rotary_streamchat import rotary_angles, rotate, visual_index_3d
+from .timeline_streamchat import Timeline
+
+
+class ReadyFrame(NamedTuple):
+    """A frame whose rows are computed, before a decoding step takes them over.
+
+    Attributes:
+        t_sec: presentation time in seconds.
+        keys, values: `(C, K, N, d)`, keys not rotated.
+        grid: rows and columns of its visual tokens.
+    """
+
+    t_sec: float
+    keys: torch.Tensor
+    values: torch.Tensor
+    grid: tuple[int, int]
+
+
+class StreamState:
+    """What the cache knows about one stream, on the host.
+
+    Attributes:
+        timeline: the position counter.
+        speaking: whether a turn is under way: its prompt has been read and its answer has not ended.
+        unread: whether the last token on the timeline has been spoken but not read yet.
+        idle: whether its answer has ended while other streams of the batch go on; its rows are padding until then.
+        frames_taken: how many frames have been taken over since the stream began.
+        newest_frame_time: presentation time of the newest of them in seconds, nan before the first.
+        vision_cache: the vision tower's own state.
+        waiting: frames pulled from the source that were not due when the last call ended.
+    """
+
+    def __init__(self) -> None:
+        self.timeline = Timeline()
+        self.speaking = False
+        self.unread = False
+        self.idle = False
+        self.frames_taken = 0
+        self.newest_frame_time = float("nan")
+        self.vision_cache = None
+        self.waiting: deque = deque()
+
+    def speak(self) -> None:
+        """Puts the token that was just spoken, and will be read next, on the timeline."""
+        if self.speaking and not self.unread:
+            self.timeline.add_token()
+            self.unread = True
+
+
+class StreamingCache(DynamicCache):
+    """Text and visual state of one or several streams, passed to `generate` and returned by it.
+
+    Args:
+        config: a [`StreamChatConfig`].
+        streams: how many streams run side by side.
+
+    Attributes:
+        clock: time of the last token or question in integer milliseconds; the default `start_time` of the next call.
+        streams: the [`StreamState`] of each stream.
+        keys, values: `(C, S, K, W, N, d)` rings of rotated keys and of values; `None` before the first frame.
+        said: `(B, n)` the tokens of all turns so far, as `generate` returned them; `None` before the first.
+        history, history_mask: the same as they are read: padding masked out, an end-of-turn token where it is due.
+    """
+
+    is_streaming = True
+
+    def __init__(self, config, streams: int = 1):
+        super().__init__(config=config.get_text_config(decoder=True))
+        self.window = config.visual_window
+        self.clock = 0
+        self.streams = [StreamState() for _ in range(streams)]
+        self.keys: torch.Tensor | None = None
+        self.values: torch.Tensor | None = None
+        self.said: torch.LongTensor | None = None
+        self.history: torch.LongTensor | None = None
+        self.history_mask: torch.LongTensor | None = None
+        self._grid: tuple[int, int] | None = None
+        self._mask: torch.Tensor | None = None
+
+    @property
+    def visual_bytes(self) -> int:
+        """Memory of the visual rings, constant after the first frame."""
+        return 0 if self.keys is None else 2 * self.keys.numel() * self.keys.element_size()
+
+    def end_turn(self, stream: int, unread: bool = True) -> None:
+        """Closes the turn of a stream: what follows happens in silence.
+
+        `unread` says that the turn's last token has been spoken but not read; the next prompt's prefill reads it.
+        """
+        state = self.streams[stream]
+        if unread:
+            state.speak()
+        state.speaking = False
+
+    def take_over(self, stream: int, frame: ReadyFrame, rotary_emb) -> None:
+        """Takes over a frame: gives it its index, rotates its keys there, and writes it over the oldest frame.
+
+        Raises:
+            ValueError: if its visual tokens differ in number from those of the frames before.
+        """
+        state = self.streams[stream]
+        state.speak()
+        index = state.timeline.add_frame(while_speaking=state.speaking)
+        if self.keys is None:
+            layers, heads, tokens, head_dim = frame.keys.shape
+            shape = (layers, len(self.streams), heads, self.window, tokens, head_dim)
+            self.keys, self.values = frame.keys.new_zeros(shape), frame.values.new_zeros(shape)
+            self._grid = frame.grid
+        if frame.grid != self._grid:
+            raise ValueError(
+                f"the frame at {frame.t_sec:.3f} s has {frame.grid} visual tokens, the frames before it {self._grid}"
+            )
+        position = visual_index_3d(torch.tensor(index, device=frame.keys.device), *frame.grid)  # (N, 3)
+        cos, sin = rotary_angles(position, rotary_emb.inv_freq, rotary_emb.attention_scaling, frame.keys.dtype)
+        slot = state.frames_taken % self.window
+        self.keys[:, stream, :, slot] = rotate(frame.keys, cos, sin)
+        self.values[:, stream, :, slot] = frame.values
+        state.frames_taken += 1
+        state.newest_frame_time = frame.t_sec
+        self._mask = None
+
+    def read_tokens(self, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.LongTensor:
+        """Positions `(B, L)` of the tokens about to be read.
+
+        A token spoken before keeps the index it has; in silence the first new one starts a turn. Padding holds 0.
+
+        Raises:
+            ValueError: if the rows are not a multiple of the streams.
+        """
+        rows, length = inputs_embeds.shape[:2]
+        per_stream = self._rows_per_stream(rows)
+        # Rows of one stream differ in nothing but what they say, so the first one speaks for its padding.
+        real = None
+        if attention_mask is not None and length > 1:
+            real = attention_mask[::per_stream, -length:].tolist()
+        index = [self._read_row(state, length, real and real[s]) for s, state in enumerate(self.streams)]
+        return torch.tensor(index, device=inputs_embeds.device).repeat_interleave(per_stream, dim=0)
+
+    @staticmethod
+    def _read_row(state: StreamState, length: int, real: list[int] | None) -> list[int]:
+        index = [0] * length
+        for i in range(length):
+            if state.idle or (real is not None and not real[i]):
+                continue
+            if state.unread:
+                state.unread = False
+            elif state.speaking:
+                state.timeline.add_token()
+            else:
+                state.timeline.add_token(starts_turn=True)
+                state.speaking = True
+            index[i] = state.timeline.last_text
+        return index
+
+    def _rows_per_stream(self, rows: int) -> int:
+        if rows % len(self.streams):
+            raise ValueError(f"{rows} rows of text cannot be shared out over the cache's {len(self.streams)} streams")
+        return rows // len(self.streams)
+
+    def visual_context(self, rows: int) -> VisualContext | None:
+        """The frames held now, for `rows` rows of text; `None` if there are none."""
+        if self.keys is None:
+            return None
+        per_stream = self._rows_per_stream(rows)
+        held = [min(state.frames_taken, self.window) for state in self.streams]
+        # (C, S, K, W, N, d) -> (C, S, K, held * N, d), a view: slots fill in order
+        keys, values = (ring[:, :, :, : max(held)].flatten(3, 4) for ring in (self.keys, self.values))
+        if min(held) == max(held):
+            return VisualContext(None, None, keys=keys, values=values)
+        if self._mask is None:
+            tokens = self.keys.shape[4]
+            slot = torch.arange(max(held) * tokens, device=keys.device)
+            count = torch.tensor(held, device=keys.device)[:, None]
+            self._mask = ((slot < count * tokens) | (count == 0))[:, None, None]  # (S, 1, 1, held * N)
+        any_visible = torch.tensor([count > 0 for count in held], device=keys.device)
+        return VisualContext(
+            self._mask, any_visible.repeat_interleave(per_stream)[:, None, None], keys=keys, values=values
+        )
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Takes back the last `-tokens_to_remove` tokens of a stream that has seen no frame.
+
+        Raises:
+            ValueError: once a frame has been seen, because frames and tokens share one timeline.
+        """
+        if any(state.frames_taken for state in self.streams):
+            raise ValueError("a streaming cache that has seen frames cannot be cropped")
+        super().crop(tokens_to_remove)
+        for state in self.streams:
+            state.timeline.last_text += tokens_to_remove

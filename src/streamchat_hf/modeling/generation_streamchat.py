@@ -1,0 +1,357 @@
+"""`generate(frames=...)`: every decoding step sees the newest frame (StreamChat, section 2.3, "Inference")."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from transformers import GenerationMixin
+from transformers.generation import GenerateDecoderOnlyOutput
+
+from .cache_streamchat import ReadyFrame, StreamingCache
+from .reader_streamchat import BACKPRESSURE, ENCODE_CHUNK, FrameReader, FrameSource, StreamingError, WallClock
+from .timeline_streamchat import NEVER, to_milliseconds
+
+
+@dataclass
+class StreamingGenerateOutput(GenerateDecoderOnlyOutput):
+    """What `generate` returns for a stream: transformers' output, and the frame behind every token.
+
+    Attributes:
+        token_times: `(batch, new tokens)` float64 seconds, when each token was spoken: the moment at which the frames
+            it could see were fixed. NaN after a row's end.
+        newest_frame_times: `(batch, new tokens)` float64 seconds, presentation time of the newest frame seen.
+        frame_age: `(batch, new tokens)` float64 seconds between the two.
+        frame_log: for each stream, `(t_sec, taken_sec)` of every frame taken over during the call. Replaying the
+            second as frame times reproduces a wall-clock run exactly.
+        dropped_frames: frames dropped by the backpressure policy, per stream.
+    """
+
+    token_times: torch.Tensor | None = None
+    newest_frame_times: torch.Tensor | None = None
+    frame_age: torch.Tensor | None = None
+    frame_log: list[list[tuple[float, float]]] | None = None
+    dropped_frames: list[int] | None = None
+
+
+class StreamFeed:
+    """One call's view of its streams: the clock, the readers, and the frame behind every token.
+
+    It travels through transformers' generation loop as the `frames` argument and holds no state beyond the call.
+    """
+
+    def __init__(self, model, cache, readers, start: int, tokens_per_second, prompt_mask, end_ids, streamer):
+        self.model, self.cache, self.readers = model, cache, readers
+        self.start, self.tokens_per_second = start, tokens_per_second
+        self.prompt_mask, self.end_ids, self.streamer = prompt_mask, end_ids, streamer
+        self.prompt_length = prompt_mask.shape[1]
+        self.tokens: torch.LongTensor | None = None
+        self.times: list[int] = []
+        self.newest: list[list[float]] = []
+        self.alive: list[list[bool]] = []
+        self.frame_log: list[list[tuple[float, float]]] = [[] for _ in cache.streams]
+        self._wall: WallClock | None = None
+
+    def __deepcopy__(self, memo) -> "StreamFeed":
+        raise ValueError("frames cannot be shared between candidates: assisted decoding does not work with frames")
+
+    def before_step(self, tokens: torch.LongTensor, frame_timeout: float) -> None:
+        """Shows the model what it may see before it speaks the next token of `tokens (batch, length)`."""
+        step = max(tokens.shape[1] - self.prompt_length, 0)
+        self.tokens = tokens
+        if step < len(self.times):  # another chunk of a prompt that is prefilled in chunks
+            return
+        self._mark_ended(tokens, step)
+        frames, now = self._due_frames(step, frame_timeout)
+        self.model.refresh_visual(self.cache, frames)
+        for log, arrived in zip(self.frame_log, frames, strict=True):
+            log.extend((frame.t_sec, now / 1000) for frame in arrived)
+        self.times.append(now)
+        self.newest.append([state.newest_frame_time for state in self.cache.streams])
+        self.alive.append([not state.idle for state in self.cache.streams])
+        if hasattr(self.streamer, "put_times"):
+            ages = [now / 1000 - newest for newest in self.newest[-1]]
+            self.streamer.put_times([now / 1000] * len(ages), self.newest[-1], ages)
+
+    def _due_frames(self, step: int, frame_timeout: float) -> tuple[list[list[ReadyFrame]], int]:
+        if self.tokens_per_second is not None:
+            now = self.start + round(step * 1000 / self.tokens_per_second)
+            return [reader.take_due(now) for reader in self.readers], now
+        if self._wall is None:
+            # What a file shows up to the question lies in the past: it is read before the clock starts to run.
+            frames = [[] if reader.live else reader.take_due(self.start) for reader in self.readers]
+            self._wall = WallClock(self.start)
+            for reader in self.readers:
+                reader.start(self._wall)
+            for reader, arrived, state in zip(self.readers, frames, self.cache.streams, strict=True):
+                if not arrived and not state.frames_taken:
+                    reader.wait_for_first(frame_timeout)
+                    arrived += reader.take_ready()
+        else:
+            frames = [reader.take_ready() for reader in self.readers]
+        # A frame's takeover must come after the step before it, or a replay could not tell which step saw it first.
+        earliest = self.start if not self.times else self.times[-1] + int(any(frames))
+        return frames, max(self._wall(), earliest)
+
+    def _mark_ended(self, tokens: torch.LongTensor, step: int) -> None:
+        if step < 1 or not self.end_ids or len(tokens) != len(self.cache.streams):
+            return
+        for stream, token in enumerate(tokens[:, -1].tolist()):
+            if token in self.end_ids and not self.cache.streams[stream].idle:
+                self.cache.end_turn(stream)
+                self.cache.streams[stream].idle = True
+
+    def finish(self, sequences: torch.LongTensor | None) -> None:
+        """Closes the turn in the cache: what was said is history, what comes next happens in silence."""
+        for reader in self.readers:
+            reader.close()
+        cache = self.cache
+        said = sequences if sequences is not None else self.tokens
+        if said is None or not self.times:
+            return
+        history = said.clone()
+        mask = torch.ones_like(history)
+        mask[:, : self.prompt_length] = self.prompt_mask.repeat_interleave(len(said) // len(cache.streams), dim=0)
+        for row, state in enumerate(cache.streams):
+            if state.idle:
+                # The end-of-turn token is read with the next prompt, as it is for a stream that runs alone.
+                answer = said[row, self.prompt_length :].tolist()
+                end = self.prompt_length + next(i for i, token in enumerate(answer) if token in self.end_ids)
+                mask[row, end:-1] = 0
+                history[row, -1] = said[row, end]
+        cache.said, cache.history, cache.history_mask = said, history, mask
+        for stream, state in enumerate(cache.streams):
+            if not state.idle:
+                cache.end_turn(stream, unread=said.shape[1] > cache.get_seq_length())
+            state.idle = False
+        cache.clock = max(cache.clock, self.times[-1])
+
+    def outputs(self, rows: int, count: int) -> dict:
+        """The extra fields of [`StreamingGenerateOutput`] for `rows` rows of `count` new tokens."""
+        times = torch.tensor(self.times, dtype=torch.float64)[:count, None] / 1000
+        newest = torch.tensor(self.newest, dtype=torch.float64)[:count]
+        times = times.expand_as(newest).masked_fill(~torch.tensor(self.alive)[:count], math.nan)
+        newest = newest.masked_fill(times.isnan(), math.nan)
+        per_stream = rows // len(self.cache.streams)
+        times, newest = (t.T.repeat_interleave(per_stream, dim=0) for t in (times, newest))
+        return {
+            "token_times": times,
+            "newest_frame_times": newest,
+            "frame_age": times - newest,
+            "frame_log": self.frame_log,
+            "dropped_frames": [reader.dropped for reader in self.readers],
+        }
+
+
+class StreamingGenerationMixin(GenerationMixin):
+    """Generation whose visual context is refreshed at every decoding step."""
+
+    def refresh_visual(self, cache: StreamingCache, frames) -> None:
+        """The visual-refresh hook: shows new frames to the streams of a cache.
+
+        While a turn is under way the frames share the index of the position being read; in silence each takes one of
+        its own.
+
+        Args:
+            cache: the conversation's state.
+            frames: the new frames of its stream, or one such list per stream. A frame is `(t_sec, pixel_values)`, by
+                position or attribute, with pixels `(C, H, W)`; or a [`ReadyFrame`] whose rows are computed.
+        """
+        if len(cache.streams) == 1 and not (len(frames) == 1 and isinstance(frames[0], list)):
+            frames = [list(frames)]
+        if len(frames) != len(cache.streams):
+            raise ValueError(f"frames for {len(frames)} streams, but the cache holds {len(cache.streams)}")
+        for stream, arrived in enumerate(frames):
+            state = cache.streams[stream]
+            for begin in range(0, len(arrived), ENCODE_CHUNK):
+                chunk = arrived[begin : begin + ENCODE_CHUNK]
+                if not hasattr(chunk[0], "keys"):
+                    chunk, state.vision_cache = self._encode_frames(chunk, state.vision_cache)
+                for frame in chunk:
+                    cache.take_over(stream, frame, self.model.language_model.rotary_emb)
+                    cache.clock = max(cache.clock, to_milliseconds(frame.t_sec))
+
+    def _encode_frames(self, frames: list, vision_cache) -> tuple[list[ReadyFrame], object]:
+        pixels = torch.stack([frame[1] for frame in frames]).to(self.device)
+        keys, values, vision_cache = self.model.frame_rows(pixels, vision_cache)
+        grid = self.model.visual_grid(pixels)
+        ready = [ReadyFrame(float(frames[i][0]), keys[i], values[i], grid) for i in range(len(frames))]
+        return ready, vision_cache
+
+    def _prepare_cache_for_generation(self, generation_config, model_kwargs, generation_mode, batch_size, max_length):
+        dynamic = generation_config.cache_implementation in (None, "dynamic")
+        if model_kwargs.get("past_key_values") is None and generation_config.use_cache is not False and dynamic:
+            model_kwargs["past_key_values"] = StreamingCache(self.config, streams=batch_size)
+            return
+        super()._prepare_cache_for_generation(
+            generation_config, model_kwargs, generation_mode, batch_size, max_length
+        )
+
+    def prepare_inputs_for_generation(
+        self, input_ids, past_key_values=None, frames=None, frame_timeout: float = 30.0, **kwargs
+    ):
+        """Shows the newest frames to the cache, then prepares the step as usual."""
+        if isinstance(frames, StreamFeed):
+            frames.before_step(input_ids, frame_timeout)
+        inputs = super().prepare_inputs_for_generation(input_ids, past_key_values=past_key_values, **kwargs)
+        if getattr(past_key_values, "is_streaming", False):
+            inputs.pop("position_ids", None)  # the cache's timeline knows them
+        return inputs
+
+    @torch.no_grad()
+    def generate(
+        self,
+        inputs: torch.Tensor | None = None,
+        *args,
+        frames: Iterable | None = None,
+        fps: float | None = None,
+        start_time: float | None = None,
+        tokens_per_second: float | None = None,
+        backpressure: str = "block",
+        frame_timeout: float = 30.0,
+        streamer=None,
+        **kwargs,
+    ):
+        """Answers while it watches. Without frames, this is transformers' own `generate`.
+
+        Args:
+            inputs: `(B, L)` prompt tokens, also as `input_ids`. With `past_key_values` of an earlier call either the
+                whole conversation or only what is new.
+            frames: an iterable of `(t_sec, pixel_values (C, H, W))` items, by position or attribute; a list of
+                iterators is one stream per row. `pixel_values_videos (B, T, C, H, W)` with `frame_times` is a clip
+                that has already been seen.
+            fps: frame rate of bare tensors without times.
+            start_time: seconds of stream time at which the question is asked. Default: the cache's clock, 0.0 when
+                new; the end of the clip with `pixel_values_videos`.
+            tokens_per_second: a simulated clock: answer token i is spoken at `start_time + i / tokens_per_second` and
+                sees exactly the frames up to then. `None`: the wall clock.
+            backpressure: what happens under the wall clock when frames arrive faster than they are encoded:
+                `"block"` the source, `"drop_oldest"`, or keep only the `"latest"`.
+            frame_timeout: seconds to wait for the first frame under the wall clock.
+            streamer: as in transformers. Its method `put_times(token_times, newest_frame_times, frame_ages)`, if it
+                has one, is called before each token with a list over streams, in seconds.
+            **kwargs: everything else `generate` takes.
+
+        Returns:
+            As transformers; with `return_dict_in_generate=True` a [`StreamingGenerateOutput`].
+
+        Raises:
+            StreamingError: if a source fails; its `partial` holds the tokens so far.
+            ValueError: for arguments that do not go together.
+        """
+        input_ids = kwargs.pop("input_ids", None) if inputs is None else inputs
+        cache = kwargs.get("past_key_values")
+        clip, clip_times = kwargs.pop("pixel_values_videos", None), kwargs.pop("frame_times", None)
+        if clip is not None:
+            if frames is not None:
+                raise ValueError("give either frames or pixel_values_videos, not both")
+            frames, start_time = _clip_as_streams(clip, clip_times, start_time)
+        obstacle = self._obstacle_to_streaming(input_ids, kwargs)
+        if frames is None and obstacle and not getattr(cache, "is_streaming", False):
+            return super().generate(input_ids, *args, streamer=streamer, **kwargs)
+        if obstacle:
+            raise ValueError(obstacle)
+        if backpressure not in BACKPRESSURE:
+            raise ValueError(f"backpressure={backpressure!r} must be one of {', '.join(BACKPRESSURE)}")
+        if tokens_per_second is not None and not tokens_per_second > 0:
+            raise ValueError(f"tokens_per_second={tokens_per_second} must be positive, or None for the wall clock")
+
+        if cache is None:
+            cache = kwargs["past_key_values"] = StreamingCache(self.config, streams=len(input_ids))
+        start = cache.clock if start_time is None else to_milliseconds(start_time)
+        if start < cache.clock:
+            raise ValueError(f"start_time={start / 1000} lies before the stream's clock, {cache.clock / 1000} s")
+        asked = input_ids
+        input_ids, kwargs["attention_mask"] = _with_history(cache, input_ids, kwargs.get("attention_mask"))
+        readers = self._open_readers(frames, fps, cache, backpressure)
+        mask, end_ids = kwargs["attention_mask"], self._end_ids(args, kwargs)
+        feed = StreamFeed(self, cache, readers, start, tokens_per_second, mask, end_ids, streamer)
+
+        output = None
+        try:
+            output = super().generate(
+                input_ids, *args, frames=feed, frame_timeout=frame_timeout, streamer=streamer, **kwargs
+            )
+        except BaseException as error:
+            if isinstance(error, StreamingError):
+                error.partial = feed.tokens
+                for reader in readers:
+                    reader.close_source()
+            if streamer is not None:
+                streamer.end()  # or whoever reads from it would wait for ever
+            raise
+        finally:
+            sequences = output if isinstance(output, torch.Tensor) else getattr(output, "sequences", None)
+            feed.finish(sequences)
+        sequences = sequences[:, input_ids.shape[1] - asked.shape[1] :]
+        if isinstance(output, torch.Tensor):
+            return sequences
+        output.sequences = sequences
+        fields = {name: output.get(name) for name in GenerateDecoderOnlyOutput.__dataclass_fields__}
+        return StreamingGenerateOutput(**fields, **feed.outputs(len(sequences), sequences.shape[1] - asked.shape[1]))
+
+    def _open_readers(self, frames, fps, cache: StreamingCache, policy: str) -> list[FrameReader]:
+        if frames is None:
+            frames = [iter(()) for _ in cache.streams]
+        batch = isinstance(frames, list) and frames and all(hasattr(item, "__next__") for item in frames)
+        streams = frames if batch else [frames]
+        if len(streams) != len(cache.streams):
+            raise ValueError(f"{len(streams)} streams of frames for {len(cache.streams)} rows: give one stream per row")
+        return [
+            FrameReader(FrameSource(stream, fps, state), state, self._encode_frames, policy, self.device.type)
+            for stream, state in zip(streams, cache.streams, strict=True)
+        ]
+
+    def _end_ids(self, args, kwargs) -> set[int]:
+        config = kwargs.get("generation_config") or (args[0] if args else None)
+        ids = getattr(config, "eos_token_id", None)
+        ids = kwargs.get("eos_token_id", self.generation_config.eos_token_id if ids is None else ids)
+        return set() if ids is None else set(torch.as_tensor(ids).flatten().tolist())
+
+    @staticmethod
+    def _obstacle_to_streaming(input_ids, kwargs: dict) -> str | None:
+        config = kwargs.get("generation_config")
+
+        def setting(name):
+            return kwargs.get(name, getattr(config, name, None))
+
+        if input_ids is None:
+            return "frames need a prompt in input_ids"
+        if kwargs.get("assistant_model") is not None or setting("prompt_lookup_num_tokens") is not None:
+            return "assisted decoding does not work with frames: its drafts would see the future"
+        if setting("use_cache") is False:
+            return "use_cache=False does not work with frames: they live in the cache"
+        if setting("cache_implementation") not in (None, "dynamic"):
+            return f"cache_implementation={setting('cache_implementation')!r} does not work with frames"
+        cache = kwargs.get("past_key_values")
+        if cache is not None and not getattr(cache, "is_streaming", False):
+            return f"frames need a StreamingCache, not a {type(cache).__name__}"
+        return None
+
+
+def _clip_as_streams(clip: torch.Tensor, times: torch.Tensor | None, start_time: float | None):
+    """A finished clip `(B, T, C, H, W)` as one stream per row, all due at `start_time`."""
+    if times is None:
+        times = torch.arange(clip.shape[1])[None].expand(clip.shape[0], -1) * 1000
+    rows = [
+        [(time / 1000, pixels) for time, pixels in zip(row_times.tolist(), row, strict=True) if time != NEVER]
+        for row_times, row in zip(times, clip, strict=True)
+    ]
+    if start_time is None:
+        start_time = max((row[-1][0] for row in rows if row), default=0.0)
+    return [iter(row) for row in rows], start_time
+
+
+def _with_history(cache: StreamingCache, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None):
+    """The whole conversation and its mask, whether the caller passed all of it or only what is new."""
+    past = cache.history
+    if past is None:  # a new conversation
+        return input_ids, torch.ones_like(input_ids) if attention_mask is None else attention_mask
+    length = past.shape[1]
+    whole = input_ids.shape[1] >= length and torch.equal(input_ids[:, :length], cache.said)
+    new = input_ids[:, length:] if whole else input_ids
+    if attention_mask is None:
+        new_mask = torch.ones_like(new)
+    else:
+        new_mask = attention_mask[:, attention_mask.shape[1] - new.shape[1] :]
+    return torch.cat((past, new), dim=1), torch.cat((cache.history_mask, new_mask), dim=1)

@@ -1,0 +1,293 @@
+"""Reading frames for a running answer: under a simulated clock without threads, under the wall clock in two stages.
+
+The wall clock's first stage *grabs* frames into a bounded queue, the only place where frames are dropped; the second
+*encodes* them into ready rows, which are never dropped and are all taken by the next decoding step.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+
+import torch
+
+from .cache_streamchat import ReadyFrame, StreamState
+from .timeline_streamchat import to_milliseconds
+
+BACKPRESSURE = ("block", "drop_oldest", "latest")
+# Frames encoded in one forward pass when many are due at once: enough to be quick, few enough for memory.
+ENCODE_CHUNK = 16
+
+
+class StreamingError(RuntimeError):
+    """A stream failed while it was being watched.
+
+    Attributes:
+        partial: `(batch, length)` the tokens delivered until then, prompt included; `None` before the first step.
+    """
+
+    partial: torch.LongTensor | None = None
+
+
+class FrameSource:
+    """Pulls `(t_sec, pixels)` from whatever iterates, and checks each item.
+
+    Args:
+        frames: iterable of `(t_sec, pixel_values)` items, by position or attribute, or of bare `(C, H, W)` tensors.
+        fps: frame rate of bare tensors.
+        state: the stream's state, whose waiting frames come first.
+    """
+
+    def __init__(self, frames, fps: float | None, state: StreamState):
+        self.name = str(getattr(frames, "source", type(frames).__name__))
+        self.live = bool(getattr(frames, "live", False))
+        self._iterator: Iterator = iter(frames)
+        self._fps = fps
+        self._state = state
+        self._count = 0
+        self._newest = state.newest_frame_time if state.frames_taken and not self.live else None
+        self._shape = None
+
+    def next_frame(self, now: Callable[[], int] | None = None) -> tuple | None:
+        """The next frame, or `None` at the end; a live source's is stamped with the time `now()` of its arrival.
+
+        Raises:
+            StreamingError: naming source and time, if the source raises or an item does not fit.
+        """
+        if self._state.waiting:
+            return self._state.waiting.popleft()
+        try:
+            item = next(self._iterator)
+        except StopIteration:
+            return None
+        except Exception as error:
+            raise StreamingError(f"{self.name} failed {self._after()}: {error}") from error
+        t_sec, pixels = self._read(item)
+        if self.live and now is not None:
+            t_sec = now() / 1000
+        self._count += 1
+        if not isinstance(pixels, torch.Tensor) or pixels.ndim != 3:
+            what = tuple(pixels.shape) if hasattr(pixels, "shape") else type(pixels).__name__
+            raise StreamingError(f"{self.name} at {t_sec:.3f} s: a frame must be a tensor (C, H, W), not {what}")
+        if self._shape is not None and pixels.shape != self._shape:
+            raise StreamingError(
+                f"{self.name} at {t_sec:.3f} s: the frame's shape changed from {tuple(self._shape)} to "
+                f"{tuple(pixels.shape)}"
+            )
+        if self._newest is not None and t_sec < self._newest:
+            raise StreamingError(f"{self.name}: time runs backwards, {t_sec:.3f} s after {self._newest:.3f} s")
+        self._newest, self._shape = t_sec, pixels.shape
+        return t_sec, pixels
+
+    def _read(self, item) -> tuple[float, torch.Tensor]:
+        if hasattr(item, "pixel_values"):
+            return float(item.t_sec), item.pixel_values
+        if isinstance(item, tuple) and len(item) == 2:
+            return float(item[0]), item[1]
+        if self._fps is None:
+            raise StreamingError(f"{self.name}: frames without times need fps=, the rate at which they were taken")
+        return self._count / self._fps, item
+
+    def _after(self) -> str:
+        return "before its first frame" if self._newest is None else f"after {self._newest:.3f} s"
+
+    def close(self) -> None:
+        """Closes the source, if it can be closed."""
+        close = getattr(self._iterator, "close", None)
+        if close is not None:
+            close()
+
+
+class FrameReader:
+    """Delivers a stream's frames to the decoding steps when they are due.
+
+    Args:
+        source: where frames come from.
+        state: the stream's state; frames left over at the end wait there.
+        encode: `encode(frames, vision_cache) -> ready frames, vision_cache`.
+        policy: what a full queue does: `"block"` the source, `"drop_oldest"`, or keep the `"latest"` alone.
+        device_type: where encoding runs, for autocast.
+        capacity: length of that queue, in frames.
+
+    Attributes:
+        live: whether the source is stamped on arrival.
+        dropped: frames dropped by the policy.
+    """
+
+    def __init__(
+        self,
+        source: FrameSource,
+        state: StreamState,
+        encode: Callable,
+        policy: str,
+        device_type: str,
+        capacity: int = 32,
+    ):
+        self.dropped = 0
+        self.live = source.live
+        self._source, self._state, self._encode, self._policy = source, state, encode, policy
+        self._capacity = 1 if policy == "latest" else capacity
+        self._now: Callable[[], int] | None = None
+        self._queue: deque = deque()
+        self._ready: deque[ReadyFrame] = deque()
+        self._error: StreamingError | None = None
+        self._changed = threading.Condition()
+        self._stop = threading.Event()
+        self._ended = False
+        self._encoding = False
+        self._device_type = device_type
+        self._threads: list[threading.Thread] = []
+
+    def take_due(self, now: int) -> list[ReadyFrame]:
+        """All frames up to `now` in milliseconds, pulled and encoded here; the first later one waits."""
+        ready, due = [], []
+        while not self._ended:
+            frame = self._source.next_frame()
+            if frame is None:
+                self._ended = True
+            elif to_milliseconds(frame[0]) > now:
+                self._state.waiting.appendleft(frame)
+                break
+            else:
+                due.append(frame)
+            if len(due) == ENCODE_CHUNK:
+                ready += self._encode_now(due)
+                due = []
+        return ready + self._encode_now(due)
+
+    def _encode_now(self, frames: list) -> list[ReadyFrame]:
+        # Frames that waited since the last call may have been encoded then; they come first.
+        ready, raw = [f for f in frames if hasattr(f, "keys")], [f for f in frames if not hasattr(f, "keys")]
+        if raw:
+            encoded, self._state.vision_cache = self._encode(raw, self._state.vision_cache)
+            ready += encoded
+        return ready
+
+    def start(self, now: Callable[[], int]) -> None:
+        """Starts both stages; `now()` is the wall clock in milliseconds of stream time."""
+        if self._ended:
+            return
+        self._now = now
+        self._threads = [
+            threading.Thread(target=self._guard, args=(stage,), name=f"streamchat {name}", daemon=True)
+            for name, stage in (("grab", self._grab), ("encode", self._like_caller(self._encode_loop)))
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def take_ready(self) -> list[ReadyFrame]:
+        """All frames encoded since the last call, without waiting.
+
+        Raises:
+            StreamingError: once the frames before a failure have been taken.
+        """
+        with self._changed:
+            ready = list(self._ready)
+            self._ready.clear()
+            if not ready and self._error is not None:
+                raise self._error
+        return ready
+
+    def wait_for_first(self, timeout: float) -> None:
+        """Waits until a frame is ready, the source has ended or failed.
+
+        Raises:
+            StreamingError: if nothing arrives within `timeout` seconds.
+        """
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._ready or self._error or not self._running(), timeout):
+                raise StreamingError(f"{self._source.name}: no frame arrived within {timeout:g} s")
+
+    def close(self, timeout: float = 5.0) -> None:
+        """Stops both stages; frames that no step has taken wait in the stream's state for the next call."""
+        self._stop.set()
+        with self._changed:
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join(timeout)
+        with self._changed:
+            self._state.waiting.extendleft(reversed([*self._ready, *self._queue]))
+            self._ready.clear()
+            self._queue.clear()
+
+    def close_source(self) -> None:
+        """Closes the source itself, after it failed."""
+        self._source.close()
+
+    def _running(self) -> bool:
+        return not self._ended or bool(self._queue) or self._encoding
+
+    def _guard(self, stage: Callable[[], None]) -> None:
+        try:
+            stage()
+        except Exception as error:
+            if not isinstance(error, StreamingError):
+                error = StreamingError(f"{self._source.name}: encoding failed: {error}")
+            with self._changed:
+                self._error = error
+                self._changed.notify_all()
+
+    def _grab(self) -> None:
+        while not self._stop.is_set():
+            frame = self._source.next_frame(self._now)
+            if frame is None:
+                break
+            if not self.live and not self._wait_until(to_milliseconds(frame[0])):
+                self._state.waiting.appendleft(frame)
+                return
+            self._enqueue(frame)
+        with self._changed:
+            self._ended = not self._stop.is_set()
+            self._changed.notify_all()
+
+    def _wait_until(self, due: int) -> bool:
+        while (wait := due - self._now()) > 0:
+            if self._stop.wait(wait / 1000):
+                return False
+        return not self._stop.is_set()
+
+    def _enqueue(self, frame) -> None:
+        with self._changed:
+            if self._policy == "block":
+                self._changed.wait_for(lambda: len(self._queue) < self._capacity or self._stop.is_set())
+            while self._policy != "block" and len(self._queue) >= self._capacity:
+                self._queue.popleft()
+                self.dropped += 1
+            self._queue.append(frame)
+            self._changed.notify_all()
+
+    def _encode_loop(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._queue or self._ended or self._error or self._stop.is_set())
+                if self._stop.is_set() or not self._queue:
+                    return
+                frame = self._queue.popleft()
+                self._encoding = True
+                self._changed.notify_all()
+            ready = self._encode_now([frame])
+            with self._changed:
+                self._encoding = False
+                self._ready.extend(ready)
+                self._changed.notify_all()
+
+    def _like_caller(self, stage: Callable[[], None]) -> Callable[[], None]:
+        # Autocast and gradient mode are thread-local: a new thread starts without either.
+        enabled = torch.is_autocast_enabled(self._device_type)
+        dtype = torch.get_autocast_dtype(self._device_type)
+
+        def run() -> None:
+            with torch.no_grad(), torch.autocast(self._device_type, dtype=dtype, enabled=enabled):
+                stage()
+
+        return run
+
+
+class WallClock:
+    """Stream time in integer milliseconds that follows the wall clock from `start`."""
+
+    def __init__(self, start: int):
+        self._origin = time.monotonic() - start / 1000
+
+    def __call__(self) -> int:
+        return to_milliseconds(time.monotonic() - self._origin)

@@ -1,0 +1,149 @@
+"""Reading frames: due means due, one place to drop them, nothing lost between calls, no thread left."""
+
+import threading
+import time
+
+import pytest
+import torch
+
+from streamchat_hf.modeling.cache_streamchat import ReadyFrame, StreamState
+from streamchat_hf.modeling.reader_streamchat import FrameReader, FrameSource, StreamingError, WallClock
+
+
+def pixels(value):
+    return torch.full((3, 2, 2), float(value))
+
+
+def encode(frames, vision_cache):
+    return [ReadyFrame(t, p, p, (1, 1)) for t, p in frames], (vision_cache or 0) + len(frames)
+
+
+def slow_encode(frames, vision_cache):
+    time.sleep(0.04)
+    return encode(frames, vision_cache)
+
+
+def shown(frames):
+    return [int(frame.keys[0, 0, 0]) for frame in frames]
+
+
+class Camera:
+    """A live camera of 60 frames, 5 ms apart, or a file of them."""
+
+    source = "camera"
+
+    def __init__(self, live=True, count=60, pause=0.005):
+        self.live, self.count, self.pause, self.pulled = live, count, pause, 0
+
+    def __iter__(self):
+        for k in range(self.count):
+            time.sleep(self.pause if self.live else 0)
+            self.pulled += 1
+            yield k * 0.005, pixels(k)
+
+
+def open_reader(frames, state, encode=encode, policy="block", capacity=4):
+    return FrameReader(FrameSource(frames, None, state), state, encode, policy, "cpu", capacity)
+
+
+def drain(reader):
+    taken = []
+    while reader._running():
+        taken += reader.take_ready()
+        time.sleep(0.002)
+    return taken + reader.take_ready()
+
+
+def test_exactly_what_is_due():
+    state = StreamState()
+    reader = open_reader([(t, pixels(k)) for k, t in enumerate([0.0, 0.5, 0.5, 1.0])], state)
+    assert shown(reader.take_due(499)) == [0]
+    assert shown(reader.take_due(500)) == [1, 2]
+    assert shown(reader.take_due(999)) == []
+    assert shown(reader.take_due(10_000)) == [3]
+    assert state.vision_cache == 4
+
+
+def test_a_frame_that_is_not_due_waits_for_the_next_call():
+    state, source = StreamState(), iter([(0.0, pixels(0)), (2.0, pixels(1)), (3.0, pixels(2))])
+    first = open_reader(source, state)
+    assert shown(first.take_due(1000)) == [0]
+    first.close()
+    assert shown(open_reader(source, state).take_due(3000)) == [1, 2]
+
+
+@pytest.mark.parametrize("policy", ["drop_oldest", "latest"])
+def test_a_full_queue_drops_the_oldest_and_counts(policy):
+    camera, state = Camera(), StreamState()
+    reader = open_reader(camera, state, slow_encode, policy)
+    reader.start(WallClock(0))
+    taken = shown(drain(reader))
+    reader.close()
+    assert taken == sorted(taken) and taken[-1] == 59
+    assert reader.dropped > 0 and reader.dropped + len(taken) == camera.pulled == 60
+
+
+def test_blocking_drops_nothing():
+    camera, state = Camera(live=False, count=12), StreamState()
+    reader = open_reader(camera, state, slow_encode)
+    reader.start(WallClock(0))
+    assert shown(drain(reader)) == list(range(12))
+    assert reader.dropped == 0
+
+
+def test_nothing_is_lost_between_calls():
+    camera, state = iter(Camera(count=40)), StreamState()
+    seen = []
+    for _ in range(3):
+        reader = FrameReader(FrameSource(camera, None, state), state, slow_encode, "block", "cpu", 4)
+        reader.start(WallClock(0))
+        time.sleep(0.06)
+        seen += shown(reader.take_ready())
+        reader.close()
+        assert not [t for t in threading.enumerate() if t.name.startswith("streamchat")]
+    reader = open_reader(camera, state)
+    seen += shown(reader.take_due(10**9))
+    assert seen == list(range(40))
+
+
+def test_frames_before_a_failure_are_delivered_first():
+    def source():
+        yield 0.0, pixels(0)
+        yield 0.01, pixels(1)
+        raise OSError("unplugged")
+
+    reader = open_reader(source(), StreamState())
+    reader.start(WallClock(0))
+    taken = []
+    with pytest.raises(StreamingError, match=r"generator failed after 0.010 s: unplugged"):
+        for _ in range(500):
+            taken += shown(reader.take_ready())
+            time.sleep(0.002)
+    assert taken == [0, 1]
+    reader.close()
+
+
+def test_a_failing_encoder_is_named():
+    def broken(frames, vision_cache):
+        raise RuntimeError("out of memory")
+
+    reader = open_reader([(0.0, pixels(0))], StreamState(), broken)
+    reader.start(WallClock(0))
+    with pytest.raises(StreamingError, match="list_iterator|list: encoding failed: out of memory"):
+        reader.wait_for_first(5)
+        reader.take_ready()
+    reader.close()
+
+
+def test_a_live_frame_is_stamped_on_arrival():
+    reader = open_reader(Camera(count=3, pause=0.03), StreamState())
+    reader.start(WallClock(5000))
+    times = [frame.t_sec for frame in drain(reader)]
+    assert times[0] >= 5.03 and all(b - a >= 0.029 for a, b in zip(times, times[1:], strict=False))
+
+
+def test_time_of_a_new_call_does_not_run_backwards():
+    state = StreamState()
+    state.frames_taken, state.newest_frame_time = 3, 7.0
+    with pytest.raises(StreamingError, match="time runs backwards, 0.000 s after 7.000 s"):
+        open_reader([(0.0, pixels(0))], state).take_due(0)
