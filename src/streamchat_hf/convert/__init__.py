@@ -1,0 +1,1 @@
+"""Published checkpoints and plain backbones become ours."""

@@ -1,0 +1,1 @@
+"""Annotations and worlds that become training rows."""

@@ -1,0 +1,1 @@
+"""Scores of what a model said, and the runners that make it speak."""

@@ -1,0 +1,143 @@
+"""StreamWorld through the live path: real mp4 files, `processor.stream`, `generate(frames=...)`, every word scored."""
+
+import itertools
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from streamchat_hf.data.streamworld_dialogue import VALUES
+from streamchat_hf.data.streamworld_render import write_mp4
+from streamchat_hf.evaluation.streamworld_cases import StreamWorldCase, streamworld_cases
+from streamchat_hf.evaluation.streamworld_score import score_answer, score_changes, summarise
+
+# How a viewer sees the stream: as it comes, as it was when the question was asked, or not at all.
+VIEWERS = ("fresh", "frozen", "grey")
+BATCH = 16
+
+
+def evaluate(
+    model: Any,
+    processor: Any,
+    seed: int = 0,
+    split: str = "heldout",
+    clips: int = 300,
+    fps: float = 2.0,
+    tokens_per_second: float = 2.0,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Asks about `clips` worlds, free-running and greedy, under the simulated clock.
+
+    Args:
+        model: a StreamChat.
+        processor: its processor.
+        seed: of worlds and questions.
+        split: `"heldout"` (combinations never seen in training), `"seen"` or `"train"`.
+        clips: how many worlds, one question each.
+        fps: frames per second shown to the model.
+        tokens_per_second: how fast it speaks.
+        progress: show a progress bar.
+
+    Returns:
+        `state_accuracy` by viewer, with `oracle` (what a perfect frozen viewer would score) and `chance`; `by_kind`
+        the same for each kind of word; `moved` and `unmoved` words, `in_heldout_combo`, `changes`; `n` state words
+        spoken by the fresh viewer; the settings; and `rows`, one per scored word and viewer.
+    """
+    cases = list(streamworld_cases(clips, split, seed, tokens_per_second))
+    rows: dict[str, list[dict]] = {viewer: [] for viewer in VIEWERS}
+    changes: dict[str, list[dict]] = {viewer: [] for viewer in VIEWERS}
+    with tempfile.TemporaryDirectory() as folder, tqdm(total=len(cases) * len(VIEWERS), disable=not progress) as bar:
+        for batch in _batches(cases):
+            paths = [Path(folder) / f"{i}.mp4" for i in range(len(batch))]
+            for case, path in zip(batch, paths, strict=True):
+                write_mp4(case.world, path)
+            for viewer in VIEWERS:
+                streams = [_see(processor.stream(path, fps=fps), viewer, batch[0].ask_time) for path in paths]
+                answers = _speak(model, processor, batch, streams, tokens_per_second)
+                for case, spoken in zip(batch, answers, strict=True):
+                    rows[viewer] += score_answer(case.world, case.question, case.ask_time, spoken)
+                    changes[viewer] += score_changes(case.world, case.question, case.ask_time, spoken)
+                bar.update(len(batch))
+    settings = {"seed": seed, "split": split, "clips": clips, "fps": fps, "tokens_per_second": tokens_per_second}
+    return {**_report(rows, changes), **settings}
+
+
+def _batches(cases: list[StreamWorldCase]) -> Iterator[list[StreamWorldCase]]:
+    """Cases asked at the same moment, so that they share one clock."""
+    for _, group in itertools.groupby(sorted(cases, key=lambda c: c.ask_time), key=lambda c: c.ask_time):
+        same_moment = list(group)
+        for begin in range(0, len(same_moment), BATCH):
+            yield same_moment[begin : begin + BATCH]
+
+
+def _see(stream: Iterable, viewer: str, ask_time: float) -> Iterator:
+    for frame in stream:
+        if viewer == "frozen" and frame.t_sec > ask_time:
+            return
+        yield frame._replace(pixel_values=torch.zeros_like(frame.pixel_values)) if viewer == "grey" else frame
+
+
+def _speak(model, processor, batch: list[StreamWorldCase], streams: list, tokens_per_second: float) -> list:
+    conversations = [[{"role": "user", "content": case.question.text}] for case in batch]
+    inputs = processor.apply_chat_template(
+        conversations,
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        processor_kwargs={"padding": True},
+    ).to(model.device)
+    output = model.generate(
+        **inputs,
+        frames=streams,
+        start_time=batch[0].ask_time,
+        tokens_per_second=tokens_per_second,
+        max_new_tokens=max(len(case.word_times) for case in batch),
+        do_sample=False,
+        return_dict_in_generate=True,
+    )
+    new = output.sequences[:, inputs["input_ids"].shape[1] :]
+    special = set(processor.tokenizer.all_special_ids)
+    answers = []
+    for tokens, times in zip(new.tolist(), output.token_times.tolist(), strict=True):
+        words = processor.tokenizer.convert_ids_to_tokens(tokens)
+        said = zip(words, times, tokens, strict=True)
+        answers.append([(word, time) for word, time, token in said if token not in special])
+    return answers
+
+
+def _report(rows: dict[str, list[dict]], changes: dict[str, list[dict]]) -> dict[str, Any]:
+    pooled = {viewer: summarise(rows[viewer], changes[viewer]) for viewer in VIEWERS}
+    kinds = sorted({row["kind"] for row in rows["fresh"]})
+
+    def chance(kind: str) -> float:
+        return 1 / len(VALUES[kind])
+
+    def of_kind(viewer: str, kind: str) -> float | None:
+        return pooled[viewer]["by_kind"].get(kind, {}).get("accuracy")
+
+    words = rows["fresh"]
+    return {
+        "state_accuracy": {
+            **{viewer: pooled[viewer]["accuracy"] for viewer in VIEWERS},
+            "oracle": pooled["fresh"]["oracle"],
+            "chance": sum(chance(row["kind"]) for row in words) / max(len(words), 1),
+        },
+        "by_kind": {
+            kind: {
+                **{viewer: of_kind(viewer, kind) for viewer in VIEWERS},
+                "chance": chance(kind),
+                "n": pooled["fresh"]["by_kind"][kind]["n"],
+            }
+            for kind in kinds
+        },
+        "moved": {viewer: pooled[viewer]["moved"] for viewer in VIEWERS},
+        "unmoved": {viewer: pooled[viewer]["unmoved"] for viewer in VIEWERS},
+        "in_heldout_combo": {viewer: pooled[viewer]["in_heldout_combo"] for viewer in VIEWERS},
+        "changes": {viewer: pooled[viewer]["changes"] for viewer in VIEWERS},
+        "n": pooled["fresh"]["n"],
+        "rows": [{"viewer": viewer, **row} for viewer in VIEWERS for row in rows[viewer]],
+    }

@@ -1,0 +1,1 @@
+"""Training recipes on TRL and accelerate."""

@@ -1,0 +1,201 @@
+"""Trains the small StreamChat that ships with the package: StreamWorld, two stages, one recipe.
+
+    streamchat train recipes/streamchat/streamworld.yaml --output_dir runs/streamworld
+"""
+
+import json
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from transformers import TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+from trl import SFTConfig, SFTTrainer
+
+from streamchat_hf import (
+    StreamChatConfig,
+    StreamChatForConditionalGeneration,
+    StreamChatProcessor,
+    StreamFormerVideoProcessor,
+)
+from streamchat_hf.data.streamworld_dataset import StreamWorldCollator, StreamWorldDataset, StreamWorldMix
+from streamchat_hf.data.streamworld_dialogue import VALUES, build_tokenizer
+from streamchat_hf.training.tower_alignment import GateTrainer, TowerAlignment
+
+TALK_INPUTS = (
+    "input_ids attention_mask token_times turn_starts labels pixel_values_videos frame_times".split()
+)
+ALIGNMENT_INPUTS = ("pixel_values_videos", "frame_targets", "centres")
+
+
+@dataclass
+class Recipe:
+    """What a StreamWorld run is made of; the YAML files in `recipes/` hold exactly these fields.
+
+    Attributes:
+        seed: of weights, worlds and order.
+        model: fields of `StreamChatConfig`; the vocabulary is StreamWorld's.
+        align: stage 1: number of `frames` of a clip, `mix` of the samples, and arguments of the `trainer`.
+        talk: the same for stage 2.
+        fps: frame rate of the clips, and the processor's default.
+        threads: CPU threads of a process, 0 for torch's choice.
+    """
+
+    seed: int
+    model: dict[str, Any]
+    align: dict[str, Any]
+    talk: dict[str, Any]
+    fps: float = 2.0
+    threads: int = 0
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Recipe":
+        """Reads a recipe file.
+
+        Raises:
+            TypeError: if a field is missing or unknown.
+        """
+        return cls(**yaml.safe_load(Path(path).read_text()))
+
+
+def build_model(recipe: Recipe) -> tuple[StreamChatForConditionalGeneration, StreamChatProcessor]:
+    """A new model and its processor for StreamWorld's language."""
+    torch.manual_seed(recipe.seed)
+    tokenizer = build_tokenizer()
+    tokenizer.padding_side = "left"
+    special = {
+        "vocab_size": len(tokenizer),
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": None,
+    }
+    fields = dict(recipe.model)
+    config = StreamChatConfig(**{**fields, "text_config": {**fields["text_config"], **special}})
+    model = StreamChatForConditionalGeneration(config)
+    side = config.vision_config.image_size
+    video_processor = StreamFormerVideoProcessor(size={"height": side, "width": side}, fps=recipe.fps)
+    return model, StreamChatProcessor(video_processor, tokenizer, chat_template=tokenizer.chat_template)
+
+
+class Inputs:
+    """Collates samples and keeps the inputs that a stage reads."""
+
+    def __init__(self, size: int, names: tuple[str, ...] | list[str]):
+        self.collate, self.names = StreamWorldCollator(size=size), names
+
+    def __call__(self, samples: list) -> dict[str, Any]:
+        """`samples` to a batch."""
+        batch = self.collate(samples)
+        return {name: batch[name] for name in self.names}
+
+
+def _dataset(recipe: Recipe, stage: dict[str, Any], seed: int) -> StreamWorldDataset:
+    arguments = stage["trainer"]
+    length = arguments["max_steps"] * arguments["per_device_train_batch_size"]
+    mix = StreamWorldMix(**stage["mix"])
+    return StreamWorldDataset(length, seed=seed, mix=mix, num_frames=stage["frames"], fps=recipe.fps)
+
+
+def _common(recipe: Recipe, output_dir: Path) -> dict[str, Any]:
+    return {
+        "output_dir": str(output_dir),
+        "seed": recipe.seed,
+        "remove_unused_columns": False,
+        "report_to": [],
+        "use_cpu": not torch.cuda.is_available(),
+        "logging_steps": 20,
+        "logging_nan_inf_filter": False,
+        "save_total_limit": 1,
+        "save_strategy": "steps",
+        "dataloader_num_workers": 1,
+    }
+
+
+def align(recipe: Recipe, model, output_dir: Path, resume: bool) -> list[dict]:
+    """Stage 1: the tower and the projector learn to name what they see. Returns the log."""
+    tokenizer = build_tokenizer()
+    slots = {
+        slot: tokenizer.convert_tokens_to_ids(list(VALUES[slot]))
+        for slot in ("colour", "shape", "digit", "motion", "count")
+    }
+    trainer = GateTrainer(
+        TowerAlignment(model, slots),
+        TrainingArguments(**_common(recipe, output_dir), **recipe.align["trainer"]),
+        train_dataset=_dataset(recipe, recipe.align, recipe.seed),
+        data_collator=Inputs(model.config.vision_config.image_size, ALIGNMENT_INPUTS),
+    )
+    trainer.train(resume_from_checkpoint=_checkpoint(output_dir, resume))
+    return trainer.state.log_history
+
+
+def talk(recipe: Recipe, model, processor, output_dir: Path, resume: bool) -> list[dict]:
+    """Stage 2: the text model learns to talk about what the frozen tower shows. Returns the log."""
+    model.model.vision_tower.requires_grad_(False)
+    model.model.projector.requires_grad_(False)
+    arguments = SFTConfig(
+        **_common(recipe, output_dir),
+        dataset_kwargs={"skip_prepare_dataset": True},
+        max_length=None,
+        packing=False,
+        gradient_checkpointing=False,
+        bf16=False,
+        **recipe.talk["trainer"],
+    )
+    trainer = SFTTrainer(
+        model,
+        arguments,
+        train_dataset=_dataset(recipe, recipe.talk, recipe.seed + 1),
+        data_collator=Inputs(model.config.vision_config.image_size, TALK_INPUTS),
+        processing_class=processor.tokenizer,
+    )
+    trainer.train(resume_from_checkpoint=_checkpoint(output_dir, resume))
+    return trainer.state.log_history
+
+
+def _checkpoint(output_dir: Path, resume: bool) -> str | None:
+    return get_last_checkpoint(str(output_dir)) if resume and output_dir.is_dir() else None
+
+
+def train(recipe_path: str | Path, output_dir: str | Path, resume: bool = True) -> Path:
+    """Runs both stages and writes model, processor, recipe and log; an interrupted run goes on where it stopped.
+
+    Args:
+        recipe_path: YAML file with the fields of [`Recipe`].
+        output_dir: where checkpoints and, in `final/`, the result go.
+        resume: continue from the last whole checkpoint in `output_dir`.
+
+    Returns:
+        The folder of the trained model and processor.
+    """
+    recipe, output_dir = Recipe.load(recipe_path), Path(output_dir)
+    if recipe.threads:
+        torch.set_num_threads(recipe.threads)
+    model, processor = build_model(recipe)
+    aligned = output_dir / "aligned"
+    log = {"align": [], "talk": []}
+    if resume and (aligned / "model.safetensors").exists():
+        model = StreamChatForConditionalGeneration.from_pretrained(aligned)
+        log["align"] = json.loads((aligned / "log.json").read_text())
+    else:
+        log["align"] = align(recipe, model, output_dir / "align", resume)
+        (aligned / "log.json").parent.mkdir(parents=True, exist_ok=True)
+        (aligned / "log.json").write_text(json.dumps(log["align"]))
+        model.save_pretrained(aligned)
+    log["talk"] = talk(recipe, model, processor, output_dir / "talk", resume)
+    final = output_dir / "final"
+    model.save_pretrained(final)
+    processor.save_pretrained(final)
+    state = {"recipe": yaml.safe_load(Path(recipe_path).read_text()), "commit": _commit(), "log": log}
+    (final / "training_log.json").write_text(json.dumps(state, indent=1))
+    return final
+
+
+def _commit() -> str | None:
+    """The commit the code was at, for the card; `None` outside a checkout."""
+    described = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    )
+    return described.stdout.strip() or None

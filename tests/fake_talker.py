@@ -1,0 +1,62 @@
+"""A model that says a script, one token per step, and its processor: for tests of what is around a model."""
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import torch
+
+from streamchat_hf.data.streamworld_dialogue import build_tokenizer
+
+
+class FakeTalker:
+    """Speaks `script` under the simulated clock and sees each frame up to a token's time, as the real one does."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, tokenizer, script: str):
+        self.ids = tokenizer(script, add_special_tokens=False)["input_ids"]
+        self.calls = []
+
+    def generate(self, input_ids, frames, start_time, tokens_per_second, max_new_tokens, streamer=None, **kwargs):
+        self.calls.append(kwargs)
+        seen, waiting = [], None
+        frames = iter(frames)
+        times, newest = [], []
+        if streamer is not None:
+            streamer.put(input_ids)
+        for i, token in enumerate(self.ids[:max_new_tokens]):
+            times.append(start_time + i / (tokens_per_second or 4.0))
+            while waiting is None or waiting[0] <= times[-1]:
+                seen += [waiting[0]] if waiting is not None else []
+                waiting = next(frames, (float("inf"), None))
+            newest.append(seen[-1] if seen else float("nan"))
+            if streamer is not None:
+                streamer.put_times([times[-1]], [newest[-1]], [times[-1] - newest[-1]])
+                streamer.put(torch.tensor([token]))
+        if streamer is not None:
+            streamer.end()
+        sequences = torch.cat((input_ids, torch.tensor([self.ids[: len(times)]])), dim=1)
+        token_times, newest_times = (torch.tensor([row], dtype=torch.float64) for row in (times, newest))
+        return SimpleNamespace(sequences=sequences, token_times=token_times, newest_frame_times=newest_times)
+
+
+class FakeProcessor:
+    """Streams grey frames that get lighter, at `fps`, for `duration` seconds."""
+
+    def __init__(self, duration: float = 10.0):
+        self.tokenizer = build_tokenizer()
+        self.video_processor = SimpleNamespace(do_normalize=True, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+        self.duration = duration
+        self.closed = 0
+
+    def apply_chat_template(self, conversation, **kwargs):
+        return self.tokenizer.apply_chat_template(conversation, **kwargs)
+
+    def stream(self, source, fps=None) -> Iterator[tuple[float, torch.Tensor]]:
+        if str(source).startswith("no"):
+            raise FileNotFoundError(f"{source}: no such video\n(second line)")
+        try:
+            for i in range(round(self.duration * (fps or 1.0))):
+                yield i / (fps or 1.0), torch.full((3, 8, 8), i / 10 - 1.0)
+        finally:
+            self.closed += 1

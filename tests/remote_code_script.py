@@ -1,0 +1,98 @@
+"""Run by test_remote_code.py in a process of its own, in which the package cannot be imported."""
+
+import json
+import sys
+from pathlib import Path
+
+
+class NotInstalled:
+    """Hides the package even where it is installed."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "streamchat_hf":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        return None
+
+
+sys.meta_path.insert(0, NotInstalled())
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from transformers import (  # noqa: E402
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
+    AutoProcessor,
+)
+
+AUTO = (AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM)
+
+
+def stream(model, processor):
+    """Tokens of a streamed answer, and the age of the frame behind each."""
+    generator = np.random.default_rng(0)
+    pictures = [(k / 2, generator.integers(0, 255, (20, 24, 3), dtype=np.uint8)) for k in range(12)]
+    inputs = processor.apply_chat_template(
+        [{"role": "user", "content": "what do you see ?"}],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+    )
+    out = model.generate(
+        **inputs,
+        frames=processor.stream(pictures),
+        start_time=1.0,
+        tokens_per_second=2,
+        max_new_tokens=6,
+        do_sample=False,
+        eos_token_id=None,
+        return_dict_in_generate=True,
+    )
+    return out.sequences[0].tolist(), out.frame_age[0].tolist()
+
+
+def fine_tune(model):
+    """One step on a made-up conversation; gives the loss before and after."""
+    batch = {
+        "input_ids": torch.tensor([[5, 6, 7, 8]]),
+        "labels": torch.tensor([[-100, -100, 7, 8]]),
+        "pixel_values_videos": torch.randn(1, 3, 3, 16, 16, generator=torch.Generator().manual_seed(0)),
+        "frame_times": torch.tensor([[0, 500, 1000]]),
+        "token_times": torch.tensor([[500, 500, 500, 1000]]),
+    }
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.05)
+    before = model(**batch).loss
+    before.backward()
+    optimizer.step()
+    with torch.no_grad():
+        return before.item(), model(**batch).loss.item()
+
+
+def main(source, folder):
+    """Loads, streams, fine-tunes, saves and loads again; prints what came out as JSON."""
+    try:
+        import streamchat_hf  # noqa: F401
+
+        raise SystemExit("the package must not be importable here")
+    except ModuleNotFoundError:
+        pass
+    processor = AutoProcessor.from_pretrained(source, trust_remote_code=True)
+    result = {"answers": {}}
+    for auto in AUTO:
+        model = auto.from_pretrained(source, trust_remote_code=True).eval()
+        result["answers"][auto.__name__] = stream(model, processor)
+    result["losses"] = fine_tune(model)
+    tuned = stream(model, processor)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    again = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
+    result["tuned"] = tuned
+    result["tuned_again"] = stream(again, AutoProcessor.from_pretrained(folder, trust_remote_code=True))
+    result["files"] = sorted(p.name for p in Path(folder).iterdir())
+    print("RESULT " + json.dumps(result))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
