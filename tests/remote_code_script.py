@@ -4,6 +4,16 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
+import torch
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
+    AutoProcessor,
+)
+
 
 class NotInstalled:
     """Hides the package even where it is installed."""
@@ -13,18 +23,6 @@ class NotInstalled:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
         return None
 
-
-sys.meta_path.insert(0, NotInstalled())
-
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from transformers import (  # noqa: E402
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
-    AutoModelForMultimodalLM,
-    AutoProcessor,
-)
 
 AUTO = (AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM)
 
@@ -95,4 +93,5 @@ def main(source, folder):
 
 
 if __name__ == "__main__":
+    sys.meta_path.insert(0, NotInstalled())
     main(*sys.argv[1:])

@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from remote_code_script import stream
 from streamchat_helpers import tiny_model
-
 from streamchat_hf import StreamChatProcessor, StreamFormerVideoProcessor
 from streamchat_hf.data.streamworld_dialogue import build_tokenizer
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from streamchat_helpers import at_rate, frames_at
 from transformers import (
     AutoModelForCausalLM,
     GemmaConfig,
@@ -24,6 +23,7 @@ from transformers import (
     SiglipVisionModel,
 )
 
+from streamchat_helpers import at_rate, frames_at
 from streamchat_hf import StreamChatForConditionalGeneration, StreamFormerConfig, StreamFormerModel
 
 TEXT = {
@@ -81,7 +81,9 @@ def streamformer():
     return StreamFormerModel(StreamFormerConfig(**VISION, lora_rank=2)).eval()
 
 
-@pytest.mark.parametrize("text", [qwen2, llama, lambda: llama(tie_word_embeddings=True)], ids=["qwen2", "llama", "tied"])
+@pytest.mark.parametrize(
+    "text", [qwen2, llama, lambda: llama(tie_word_embeddings=True)], ids=["qwen2", "llama", "tied"]
+)
 @pytest.mark.parametrize("share", [True, False])
 def test_without_frames_it_says_what_the_text_model_says(text, share):
     backbone = text()
@@ -98,7 +100,9 @@ def test_without_frames_it_says_what_the_text_model_says(text, share):
 def test_every_vision_tower_sees_what_it_saw(vision):
     backbone = vision().eval()
     model = StreamChatForConditionalGeneration.from_backbones(qwen2(), backbone).eval()
-    tower = {siglip: lambda m: m.vision_model, paligemma: lambda m: m.model.vision_tower}.get(vision, lambda m: m)(backbone)
+    tower = {siglip: lambda m: m.vision_model, paligemma: lambda m: m.model.vision_tower}.get(vision, lambda m: m)(
+        backbone
+    )
     theirs, ours = tower.state_dict(), model.model.vision_tower.state_dict()
     assert theirs.keys() == ours.keys() and all(torch.equal(theirs[name], ours[name]) for name in theirs)
     out = model.generate(
@@ -117,7 +121,9 @@ def test_experts_start_as_copies_of_their_layer():
         (layer.cross_attn, layer.self_attn),
         (layer.cross_attn_layernorm, layer.input_layernorm),
     ):
-        assert all(torch.equal(a, b) and a is not b for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+        assert all(
+            torch.equal(a, b) and a is not b for a, b in zip(ours.parameters(), theirs.parameters(), strict=True)
+        )
     assert (layer.cross_attn_gate == 0.1).all()
 
 

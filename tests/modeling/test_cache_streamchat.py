@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from streamchat_helpers import at_rate, frames_at, tiny_model
 
+from streamchat_helpers import at_rate, frames_at, tiny_model
 from streamchat_hf import StreamingCache
 from streamchat_hf.modeling.cache_streamchat import ReadyFrame
 from streamchat_hf.modeling.rotary_streamchat import rotate, visual_index_3d
@@ -65,8 +65,11 @@ def test_no_mask_once_every_stream_holds_as_many(model):
 def test_a_frame_of_another_size_is_refused(model):
     cache = StreamingCache(model.config)
     model.refresh_visual(cache, frames_at([0.0]))
-    with pytest.raises(ValueError, match=r"frame at 2.000 s has \(3, 3\) visual tokens, the frames before it \(2, 2\)"):
-        model.refresh_visual(cache, frames_at([2.0], size=24))
+    keys, values, _ = model.model.frame_rows(frames_at([2.0], size=24)[0][1][None])
+    with pytest.raises(
+        ValueError, match=r"frame at 2.000 s has \(3, 3\) visual tokens, the frames before it \(2, 2\)"
+    ):
+        model.refresh_visual(cache, [ReadyFrame(2.0, keys[0], values[0], (3, 3))])
 
 
 def test_ready_frames_are_taken_as_they_are(model):

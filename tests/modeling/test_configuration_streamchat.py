@@ -2,9 +2,9 @@
 
 import pytest
 from huggingface_hub.errors import StrictDataclassClassValidationError
-from streamchat_helpers import tiny_config
 from transformers import AutoConfig
 
+from streamchat_helpers import tiny_config
 from streamchat_hf import StreamChatConfig
 
 

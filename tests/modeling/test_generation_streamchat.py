@@ -1,13 +1,13 @@
-"""Talking while watching: streamed equals whole, streams in a batch equal streams alone, every token knows its frame."""
+"""Talking while watching: streamed equals whole, a batch of streams equals streams alone, tokens know their frame."""
 
 import threading
 import time
 
 import pytest
 import torch
-from streamchat_helpers import END, at_rate, frames_at, qwen_twin, tiny_config, tiny_model, whole
 from transformers import GenerationConfig, TextIteratorStreamer
 
+from streamchat_helpers import END, at_rate, frames_at, qwen_twin, tiny_config, tiny_model, whole
 from streamchat_hf import StreamingCache
 from streamchat_hf.modeling.reader_streamchat import StreamingError
 
@@ -76,9 +76,7 @@ def test_other_towers_and_gates_stream_as_they_train(vision, gate):
 def test_frames_matter_and_frozen_differs_from_fresh(model):
     frames = frames_at(at_rate(4, 6))
     fresh = ask(model, PROMPT, frames=iter(frames), start_time=1.0, tokens_per_second=2)
-    frozen = ask(
-        model, PROMPT, frames=iter([f for f in frames if f[0] <= 1.0]), start_time=1.0, tokens_per_second=2
-    )
+    frozen = ask(model, PROMPT, frames=iter([f for f in frames if f[0] <= 1.0]), start_time=1.0, tokens_per_second=2)
     torch.testing.assert_close(fresh.logits[0], frozen.logits[0], atol=0, rtol=0)
     assert (fresh.logits[1] - frozen.logits[1]).abs().max() > 1e-3
     grey = [(t, torch.zeros_like(p)) for t, p in frames]
@@ -98,7 +96,7 @@ def test_a_future_frame_never_changes_the_past(model):
         assert (streams[0].logits[step] - streams[1].logits[step]).abs().max() == 0
     assert (streams[0].logits[before[-1] + 1] - streams[1].logits[before[-1] + 1]).abs().max() > 0
 
-    tokens = torch.tensor([PROMPT + [9, 10, 11]])
+    tokens = torch.tensor([[*PROMPT, 9, 10, 11]])
     times = torch.tensor([[500] * 5 + [1000, 2000]])
     logits = [
         model(
@@ -209,9 +207,7 @@ def test_left_padding_changes_nothing(model):
         **{**OPTIONS, "eos_token_id": None},
     )
     alone = ask(model, PROMPT, frames=iter(frames[0]), start_time=1.0, tokens_per_second=2)
-    torch.testing.assert_close(
-        torch.stack(padded.logits)[:, 0], torch.stack(alone.logits)[:, 0], atol=1e-4, rtol=0
-    )
+    torch.testing.assert_close(torch.stack(padded.logits)[:, 0], torch.stack(alone.logits)[:, 0], atol=1e-4, rtol=0)
 
 
 def test_prefill_in_chunks_changes_nothing(model):
@@ -305,8 +301,7 @@ def test_bad_frames_end_in_one_clear_error(model, broken, message):
 
 
 def failing_source(after):
-    for t, pixels in frames_at([0.5 * k for k in range(after)]):
-        yield t, pixels
+    yield from frames_at([0.5 * k for k in range(after)])
     raise OSError("camera unplugged")
 
 
@@ -378,9 +373,9 @@ def test_wall_clock_follows_the_stream_and_replays(model, live):
 
     taken = [taken for _, taken in log]
     times = [out.token_times[0, 0].item()] * len(PROMPT) + out.token_times[0].tolist()
-    reference = whole(
-        model, out.sequences[0].tolist(), times, [0], camera.frames[: len(log)], frame_times=taken
-    )[len(PROMPT) - 1 : -1]
+    reference = whole(model, out.sequences[0].tolist(), times, [0], camera.frames[: len(log)], frame_times=taken)[
+        len(PROMPT) - 1 : -1
+    ]
     torch.testing.assert_close(torch.stack(out.logits)[:, 0], reference, atol=1e-4, rtol=0)
 
 
@@ -452,7 +447,11 @@ def test_without_frames_generate_is_qwen2(model):
             torch.manual_seed(3)
             both.append(
                 candidate.generate(
-                    prompt[:rows], attention_mask=mask[:rows], max_new_tokens=9, eos_token_id=None, pad_token_id=0,
+                    prompt[:rows],
+                    attention_mask=mask[:rows],
+                    max_new_tokens=9,
+                    eos_token_id=None,
+                    pad_token_id=0,
                     **{"do_sample": False, **options},
                 )
             )

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from streamchat_helpers import tiny_config, tiny_model
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 
+from streamchat_helpers import tiny_config, tiny_model
 from streamchat_hf.modeling.layers_streamchat import StreamChatDecoderLayer, VisualContext
 from streamchat_hf.modeling.rotary_streamchat import rotate
 
@@ -38,7 +38,9 @@ def naive_cross_attention(layer, text, visual, text_angles, visual_angles, visib
             for h in range(heads if seen else 0):
                 g = h // (heads // kv_heads)
                 query = rotate(q[b, i, h * d : (h + 1) * d], text_angles[0][b, i], text_angles[1][b, i])
-                keys = [rotate(k[b, m, g * d : (g + 1) * d], visual_angles[0][b, m], visual_angles[1][b, m]) for m in seen]
+                keys = [
+                    rotate(k[b, m, g * d : (g + 1) * d], visual_angles[0][b, m], visual_angles[1][b, m]) for m in seen
+                ]
                 weights = torch.stack([query @ key / d**0.5 for key in keys]).softmax(0)
                 out[b, i, h * d : (h + 1) * d] = weights @ v[b, seen, g * d : (g + 1) * d]
     out = attn.o_proj(out)
@@ -71,9 +73,12 @@ def test_layer_is_figure_3(implementation, share, gate):
             layer.cross_attn_gate,
             naive_cross_attention(layer, text, visual, text_angles, visual_angles, visible),
         )
-        x = x + layer.self_attn(
-            layer.input_layernorm(x), position_embeddings=text_angles, attention_mask=causal, past_key_values=None
-        )[0]
+        x = (
+            x
+            + layer.self_attn(
+                layer.input_layernorm(x), position_embeddings=text_angles, attention_mask=causal, past_key_values=None
+            )[0]
+        )
         x = x + layer.mlp(layer.post_attention_layernorm(x))
         v = visual + scale(layer.visual_gate, layer.visual_mlp(layer.visual_layernorm(visual)))
     torch.testing.assert_close(got, x, atol=2e-5, rtol=1e-5)
@@ -84,7 +89,9 @@ def test_a_token_that_sees_nothing_gets_exactly_nothing():
     layer = tiny_model().model.language_model.layers[0]
     text, visual, text_angles, visual_angles, visible = random_case(layer)
     any_visible = visible.any(-1, keepdim=True)
-    context = VisualContext((visible | ~any_visible)[:, None], any_visible, rotary=tuple(a[:, None] for a in visual_angles))
+    context = VisualContext(
+        (visible | ~any_visible)[:, None], any_visible, rotary=tuple(a[:, None] for a in visual_angles)
+    )
     keys, values = layer.visual_key_values(visual)
     out = layer.cross_attend(text, text_angles, rotate(keys, *context.rotary), values, context)
     assert (out[0, 1] - text[0, 1]).abs().max() == 0

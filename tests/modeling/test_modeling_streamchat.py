@@ -4,9 +4,9 @@ import copy
 
 import pytest
 import torch
-from streamchat_helpers import at_rate, frames_at, pad_frames, qwen_twin, tiny_config, tiny_model
 from transformers import Qwen2Config, SiglipVisionConfig
 
+from streamchat_helpers import at_rate, frames_at, pad_frames, qwen_twin, tiny_config, tiny_model
 from streamchat_hf import StreamChatConfig, StreamChatForConditionalGeneration, StreamChatModel
 from streamchat_hf.modeling.rotary_streamchat import rotate, text_index_3d, visual_index_3d
 from streamchat_hf.modeling.timeline_streamchat import timeline
@@ -22,7 +22,9 @@ def batch():
         "attention_mask": torch.tensor([[1] * 8, [1] * 6 + [0] * 2]),
         "pixel_values_videos": pixels,
         "frame_times": frame_times,
-        "token_times": torch.tensor([[500, 500, 500, 1000, 1500, 3000, 3000, 3500], [0, 0, 0, 2000, 4000, 4500, 4500, 4500]]),
+        "token_times": torch.tensor(
+            [[500, 500, 500, 1000, 1500, 3000, 3000, 3500], [0, 0, 0, 2000, 4000, 4500, 4500, 4500]]
+        ),
         "turn_starts": torch.tensor([[1, 0, 0, 0, 0, 1, 0, 0], [1] + [0] * 7], dtype=torch.bool),
     }
 
@@ -68,9 +70,15 @@ def test_whole_forward_against_a_naive_twin():
                     x = y
                     v = layer.update_visual(v)
                 causal = torch.full((length, length), torch.finfo(torch.float32).min).triu(1)[None, None]
-                x = x + layer.self_attn(
-                    layer.input_layernorm(x), position_embeddings=rotary, attention_mask=causal, past_key_values=None
-                )[0]
+                x = (
+                    x
+                    + layer.self_attn(
+                        layer.input_layernorm(x),
+                        position_embeddings=rotary,
+                        attention_mask=causal,
+                        past_key_values=None,
+                    )[0]
+                )
                 x = x + layer.mlp(layer.post_attention_layernorm(x))
             twin = model.lm_head(text_model.norm(x))
             torch.testing.assert_close(expected[row : row + 1, :length], twin, atol=5e-5, rtol=1e-5)
@@ -104,7 +112,9 @@ def test_video_reaches_the_base_model():
     model, inputs = tiny_model(), batch()
     with torch.no_grad():
         seen = model.base_model(**inputs).last_hidden_state
-        other = model.base_model(**{**inputs, "pixel_values_videos": inputs["pixel_values_videos"] + 1}).last_hidden_state
+        other = model.base_model(
+            **{**inputs, "pixel_values_videos": inputs["pixel_values_videos"] + 1}
+        ).last_hidden_state
     assert isinstance(model.base_model, StreamChatModel)
     assert (seen - other).abs().max() > 1e-3
 
@@ -124,8 +134,12 @@ def test_padding_and_batching_change_nothing():
         for name, value in inputs.items()
         if name not in ("pixel_values_videos", "frame_times")
     }
-    left = model(**shifted, pixel_values_videos=inputs["pixel_values_videos"], frame_times=inputs["frame_times"]).logits
-    torch.testing.assert_close(left[:, 3:][inputs["attention_mask"].bool()], together[inputs["attention_mask"].bool()], atol=1e-5, rtol=1e-5)
+    left = model(
+        **shifted, pixel_values_videos=inputs["pixel_values_videos"], frame_times=inputs["frame_times"]
+    ).logits
+    torch.testing.assert_close(
+        left[:, 3:][inputs["attention_mask"].bool()], together[inputs["attention_mask"].bool()], atol=1e-5, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("vision", VISIONS)
@@ -175,7 +189,9 @@ def test_every_parameter_of_the_talker_gets_a_gradient(share, visual_ffn):
     loss_of(model).backward()
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
     assert frozen and all(name.startswith("model.vision_tower.head.") for name in frozen)
-    without = [name for name, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
+    without = [
+        name for name, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())
+    ]
     # A key bias shifts all scores of a query alike where keys are not rotated apart; ours are, so nothing is exempt.
     assert without == []
 

@@ -1,5 +1,7 @@
 """The timeline: the worked table, and what must hold at any frame rate."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -51,7 +53,7 @@ def test_neighbouring_tokens_of_a_turn_differ_by_one(fps):
     tokens = [3.0] * 5 + [3 + 0.5 * i for i in range(1, 10)]
     frames = [k / fps for k in range(int(12 * fps))]
     text_index, frame_index, _ = lay_out(tokens, frames)
-    assert [b - a for a, b in zip(text_index, text_index[1:], strict=False)] == [1] * 13
+    assert [b - a for a, b in pairwise(text_index)] == [1] * 13
     assert frame_index == sorted(frame_index)
 
 

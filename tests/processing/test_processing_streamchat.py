@@ -184,6 +184,7 @@ def test_an_image_is_a_clip_of_one_frame(processor, tmp_path):
         {"type": "image", "image": PHOTO},
         {"type": "image", "image": np.array(PHOTO)},
         {"type": "image", "path": str(tmp_path / "photo.png")},
+        {"type": "image", "path": tmp_path / "photo.png"},
         {"type": "image", "base64": data},
         {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}},
     ):
@@ -277,8 +278,9 @@ def test_numbers_that_do_not_match_are_an_error(processor, arguments: dict):
 
 def test_tensors_come_as_asked(processor):
     assert processor(text="What ?")["input_ids"] == [processor.tokenizer("What ?")["input_ids"]]
-    inputs = processor(text="What ?", images=PHOTO, return_tensors="np")
-    assert all(isinstance(value, np.ndarray) for value in inputs.values())
+    for images in (PHOTO, [PHOTO, PHOTO]):
+        inputs = processor(text="What ?", images=images, return_tensors="np")
+        assert all(isinstance(value, np.ndarray) for value in inputs.values())
 
 
 def test_names_of_the_inputs(processor):
@@ -288,6 +290,14 @@ def test_names_of_the_inputs(processor):
         "pixel_values_videos",
         "frame_times",
     }
+
+
+def test_token_types_are_left_out():
+    names = ["input_ids", "token_type_ids", "attention_mask"]
+    talkative = StreamChatProcessor(StreamFormerVideoProcessor(), tokenizer(model_input_names=names))
+    assert "token_type_ids" in talkative.tokenizer("What ?")
+    assert set(talkative(text="What ?")) == {"input_ids", "attention_mask"}
+    assert "token_type_ids" not in talkative.model_input_names
 
 
 def test_decoding_is_the_tokenizers(processor):

@@ -168,6 +168,11 @@ def test_every_frame_is_kept_on_request(processor):
     assert processor(real_clip("carphone_pristine.mp4"), do_sample_frames=False)["frame_times"].shape == (1, 120)
 
 
+def test_images_without_times_keep_their_rate_however_many_are_taken(processor):
+    assert processor(PICTURES, num_frames=3)["frame_times"].tolist() == [[0, 400, 800]]
+    assert processor(PICTURES, do_sample_frames=False)["frame_times"].tolist() == [[0, 200, 400, 600, 800, 1000]]
+
+
 def test_metadata_gives_times_to_arrays(processor):
     stack = np.stack(PICTURES)
     about = {"total_num_frames": 6, "fps": 2.0}
@@ -267,6 +272,16 @@ def test_resize_takes_any_leading_dimensions(processor, dtype: torch.dtype):
     for row in range(2):
         for t in range(3):
             assert torch.equal(small[row, t], processor.resize(video[row, t], SizeDict(height=7, width=5)))
+
+
+def test_resize_is_bicubic_unless_told_otherwise(processor):
+    image, size = torch.from_numpy(picture(9)).permute(2, 0, 1), SizeDict(height=90, width=90)
+    bicubic, bilinear = (
+        processor.resize(image, size, resample)
+        for resample in (PILImageResampling.BICUBIC, PILImageResampling.BILINEAR)
+    )
+    assert torch.equal(processor.resize(image, size), bicubic)
+    assert not torch.equal(bilinear, bicubic)
 
 
 def test_resize_of_integers_is_that_of_floats_rounded(processor):

@@ -117,7 +117,7 @@ def streamformer_from_siglip(siglip_vision_model, **config) -> StreamFormerModel
     if siglip.model_type != "siglip_vision_model":
         raise ValueError(f"needs a SiglipVisionModel, not a model of type {siglip.model_type!r}")
     weights = siglip_vision_model.state_dict()
-    weights = _tidy({_rename(name, _SIGLIP_RENAMED): tensor.clone() for name, tensor in weights.items()})
+    weights = _tidy({_rename(name, _SIGLIP_RENAMED): tensor for name, tensor in weights.items()})
     fields = [field for field in _SAME_FIELDS if hasattr(siglip, field)]
     from_siglip = {field: getattr(siglip, field) for field in fields} | {
         "attention_probs_dropout_prob": siglip.attention_dropout,

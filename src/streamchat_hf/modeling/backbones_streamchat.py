@@ -8,11 +8,26 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrained
 from .configuration_streamformer import StreamFormerConfig
 from .modeling_streamformer import StreamFormerModel
 
+# What a Llama configuration shares with Qwen2's.
 _LLAMA_FIELDS = (
-    "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads hidden_act "
-    "max_position_embeddings initializer_range rms_norm_eps rope_parameters attention_dropout tie_word_embeddings "
-    "pad_token_id bos_token_id eos_token_id head_dim"
-).split()
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "hidden_act",
+    "max_position_embeddings",
+    "initializer_range",
+    "rms_norm_eps",
+    "rope_parameters",
+    "attention_dropout",
+    "tie_word_embeddings",
+    "pad_token_id",
+    "bos_token_id",
+    "eos_token_id",
+)
 
 
 def load_text_backbone(text) -> tuple[PreTrainedModel, Qwen2Config]:
@@ -35,7 +50,7 @@ def load_text_backbone(text) -> tuple[PreTrainedModel, Qwen2Config]:
         # A Llama without biases is a Qwen2 whose query, key and value biases are zero.
         return text, Qwen2Config(**{name: getattr(config, name) for name in _LLAMA_FIELDS if hasattr(config, name)})
     raise ValueError(
-        f"text model type {config.model_type!r} does not fit: StreamChat needs Qwen2, Qwen2.5, or a Llama without biases"
+        f"text model type {config.model_type!r} does not fit: StreamChat takes Qwen2, Qwen2.5, or Llama without biases"
     )
 
 
@@ -47,7 +62,9 @@ def load_vision_backbone(vision) -> PreTrainedModel:
     """
     if not isinstance(vision, torch.nn.Module):
         model_type = _model_type(vision)
-        vision = (StreamFormerModel if model_type == StreamFormerConfig.model_type else AutoModel).from_pretrained(vision)
+        vision = (StreamFormerModel if model_type == StreamFormerConfig.model_type else AutoModel).from_pretrained(
+            vision
+        )
     model_type = vision.config.model_type
     if model_type == "siglip":
         vision = vision.vision_model
@@ -72,10 +89,7 @@ def copy_backbones(model, text: PreTrainedModel, vision: PreTrainedModel) -> Non
     """
     _load(model.model.vision_tower, vision.state_dict(), "vision tower")
 
-    weights = {}
-    base = text.base_model.state_dict()
-    for name, tensor in base.items():
-        weights[name] = tensor
+    weights = dict(text.base_model.state_dict())
     for i, layer in enumerate(model.model.language_model.layers):
         attention = layer.self_attn
         for projection in ("q_proj", "k_proj", "v_proj"):

@@ -4,8 +4,8 @@ Visual tokens are updated neither by text nor by each other, so a frame's keys a
 computed once, when it arrives. A decoding step takes over what is ready: one rotation at the frame's index, one write
 into the ring. Nothing recomputes a past frame, and because only relative distance matters, eviction moves nothing.
 
-Letters: C chosen layers, S streams, B text rows (B = S * r), K key/value heads, W window in frames, N visual tokens per
-frame, d head dimension.
+Letters: C chosen layers, S streams, B text rows (B = S * r), K key/value heads, W window in frames, N visual tokens
+per frame, d head dimension.
 """
 
 from collections import deque

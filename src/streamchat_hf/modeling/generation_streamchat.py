@@ -1,7 +1,7 @@
 """`generate(frames=...)`: every decoding step sees the newest frame (StreamChat, section 2.3, "Inference")."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -126,21 +126,26 @@ class StreamFeed:
             state.idle = False
         cache.clock = max(cache.clock, self.times[-1])
 
-    def outputs(self, rows: int, count: int) -> dict:
-        """The extra fields of [`StreamingGenerateOutput`] for `rows` rows of `count` new tokens."""
+    def with_times(self, output, skip: int):
+        """The output as the caller asked for it: with times, without the `skip` tokens of history they left out."""
+        if isinstance(output, torch.Tensor):
+            return output[:, skip:]
+        rows, count = output.sequences.shape[0], output.sequences.shape[1] - self.prompt_length
         times = torch.tensor(self.times, dtype=torch.float64)[:count, None] / 1000
-        newest = torch.tensor(self.newest, dtype=torch.float64)[:count]
+        newest = torch.tensor(self.newest, dtype=torch.float64)[:count]  # (steps, streams)
         times = times.expand_as(newest).masked_fill(~torch.tensor(self.alive)[:count], math.nan)
         newest = newest.masked_fill(times.isnan(), math.nan)
         per_stream = rows // len(self.cache.streams)
-        times, newest = (t.T.repeat_interleave(per_stream, dim=0) for t in (times, newest))
-        return {
-            "token_times": times,
-            "newest_frame_times": newest,
-            "frame_age": times - newest,
-            "frame_log": self.frame_log,
-            "dropped_frames": [reader.dropped for reader in self.readers],
-        }
+        times, newest = (t.T.repeat_interleave(per_stream, dim=0) for t in (times, newest))  # (rows, steps)
+        output.sequences = output.sequences[:, skip:]
+        return StreamingGenerateOutput(
+            **{name: output.get(name) for name in GenerateDecoderOnlyOutput.__dataclass_fields__},
+            token_times=times,
+            newest_frame_times=newest,
+            frame_age=times - newest,
+            frame_log=self.frame_log,
+            dropped_frames=[reader.dropped for reader in self.readers],
+        )
 
 
 class StreamingGenerationMixin(GenerationMixin):
@@ -183,9 +188,7 @@ class StreamingGenerationMixin(GenerationMixin):
         if model_kwargs.get("past_key_values") is None and generation_config.use_cache is not False and dynamic:
             model_kwargs["past_key_values"] = StreamingCache(self.config, streams=batch_size)
             return
-        super()._prepare_cache_for_generation(
-            generation_config, model_kwargs, generation_mode, batch_size, max_length
-        )
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, generation_mode, batch_size, max_length)
 
     def prepare_inputs_for_generation(
         self, input_ids, past_key_values=None, frames=None, frame_timeout: float = 30.0, **kwargs
@@ -261,34 +264,32 @@ class StreamingGenerationMixin(GenerationMixin):
         start = cache.clock if start_time is None else to_milliseconds(start_time)
         if start < cache.clock:
             raise ValueError(f"start_time={start / 1000} lies before the stream's clock, {cache.clock / 1000} s")
-        asked = input_ids
-        input_ids, kwargs["attention_mask"] = _with_history(cache, input_ids, kwargs.get("attention_mask"))
+        conversation, mask = _with_history(cache, input_ids, kwargs.pop("attention_mask", None))
         readers = self._open_readers(frames, fps, cache, backpressure)
-        mask, end_ids = kwargs["attention_mask"], self._end_ids(args, kwargs)
+        end_ids = self._end_ids(args, kwargs)
         feed = StreamFeed(self, cache, readers, start, tokens_per_second, mask, end_ids, streamer)
+        options = {"attention_mask": mask, "frames": feed, "frame_timeout": frame_timeout, "streamer": streamer}
+        output = self._watch(
+            feed, lambda: super(StreamingGenerationMixin, self).generate(conversation, *args, **options, **kwargs)
+        )
+        return feed.with_times(output, skip=conversation.shape[1] - input_ids.shape[1])
 
+    @staticmethod
+    def _watch(feed: StreamFeed, decode: Callable):
+        """Runs the decoding loop; whatever happens, no thread, reader or half-told turn is left behind."""
         output = None
         try:
-            output = super().generate(
-                input_ids, *args, frames=feed, frame_timeout=frame_timeout, streamer=streamer, **kwargs
-            )
-        except BaseException as error:
-            if isinstance(error, StreamingError):
-                error.partial = feed.tokens
-                for reader in readers:
-                    reader.close_source()
-            if streamer is not None:
-                streamer.end()  # or whoever reads from it would wait for ever
+            output = decode()
+            return output
+        except StreamingError as error:
+            error.partial = feed.tokens
+            for reader in feed.readers:
+                reader.close_source()
             raise
         finally:
-            sequences = output if isinstance(output, torch.Tensor) else getattr(output, "sequences", None)
-            feed.finish(sequences)
-        sequences = sequences[:, input_ids.shape[1] - asked.shape[1] :]
-        if isinstance(output, torch.Tensor):
-            return sequences
-        output.sequences = sequences
-        fields = {name: output.get(name) for name in GenerateDecoderOnlyOutput.__dataclass_fields__}
-        return StreamingGenerateOutput(**fields, **feed.outputs(len(sequences), sequences.shape[1] - asked.shape[1]))
+            feed.finish(output if isinstance(output, torch.Tensor) else getattr(output, "sequences", None))
+            if output is None and feed.streamer is not None:
+                feed.streamer.end()  # or whoever reads from it would wait for ever
 
     def _open_readers(self, frames, fps, cache: StreamingCache, policy: str) -> list[FrameReader]:
         if frames is None:
@@ -296,7 +297,9 @@ class StreamingGenerationMixin(GenerationMixin):
         batch = isinstance(frames, list) and frames and all(hasattr(item, "__next__") for item in frames)
         streams = frames if batch else [frames]
         if len(streams) != len(cache.streams):
-            raise ValueError(f"{len(streams)} streams of frames for {len(cache.streams)} rows: give one stream per row")
+            raise ValueError(
+                f"{len(streams)} streams of frames for {len(cache.streams)} rows: give one stream per row"
+            )
         return [
             FrameReader(FrameSource(stream, fps, state), state, self._encode_frames, policy, self.device.type)
             for stream, state in zip(streams, cache.streams, strict=True)

@@ -62,7 +62,7 @@ class StreamChatTextModel(Qwen2PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)
-        if isinstance(module, StreamChatDecoderLayer):
+        if hasattr(module, "gate_init"):
             for name, parameter in module.named_parameters(recurse=False):
                 if name.endswith("_gate"):
                     init.constant_(parameter, module.gate_init)
@@ -87,9 +87,17 @@ class StreamChatTextModel(Qwen2PreTrainedModel):
         return rotary_angles(index, self.rotary_emb.inv_freq, self.rotary_emb.attention_scaling, dtype)
 
     def forward(
-        self, inputs_embeds, attention_mask, position_ids, mask_position_ids, past_key_values, visual, context, **kwargs
+        self,
+        inputs_embeds,
+        attention_mask,
+        position_ids,
+        mask_position_ids,
+        past_key_values,
+        visual,
+        context,
+        **kwargs,
     ) -> torch.Tensor:
-        """`inputs_embeds (B, L, D)` and, with a `context`, visual tokens `(S, M, D)` or cached rows, to `(B, L, D)`."""
+        """Text `(B, L, D)` to `(B, L, D)`; with a `context`, beside visual tokens `(S, M, D)` or cached rows."""
         mask_arguments = {
             "config": self.config,
             "inputs_embeds": inputs_embeds,
@@ -422,7 +430,10 @@ class StreamChatForConditionalGeneration(StreamChatPreTrainedModel, StreamingGen
         """Saves model and code, so that all four Auto classes below load the class that has `generate`."""
         reference = "modeling_streamchat.StreamChatForConditionalGeneration"
         automatic = ("AutoModel", "AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForMultimodalLM")
-        self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **dict.fromkeys(automatic, reference)}
+        self.config.auto_map = {
+            **(getattr(self.config, "auto_map", None) or {}),
+            **dict.fromkeys(automatic, reference),
+        }
         super().save_pretrained(save_directory, **kwargs)
 
 

@@ -61,7 +61,8 @@ class FrameSource:
         except StopIteration:
             return None
         except Exception as error:
-            raise StreamingError(f"{self.name} failed {self._after()}: {error}") from error
+            reason = getattr(error, "reason", error)  # an error of a video stream names its source already
+            raise StreamingError(f"{self.name} failed {self._after()}: {reason}") from error
         t_sec, pixels = self._read(item)
         if self.live and now is not None:
             t_sec = now() / 1000
@@ -290,4 +291,5 @@ class WallClock:
         self._origin = time.monotonic() - start / 1000
 
     def __call__(self) -> int:
+        """Now, in milliseconds of stream time."""
         return to_milliseconds(time.monotonic() - self._origin)

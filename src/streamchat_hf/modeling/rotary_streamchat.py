@@ -1,8 +1,8 @@
 """Parallel 3D-RoPE (StreamChat, section 2.1 and figure 4).
 
-The rotary half-dimension is split into three chunks (time, height, width). A text token at index p sits at (p, p, p), a
-visual token of frame index p at (p, p + row, p + column). Angles are computed in float64, because a stream that runs for
-days reaches indices whose float32 products have lost the small distances that attention is about.
+The rotary half-dimension is split into three chunks (time, height, width). A text token at index p sits at (p, p, p),
+a visual token of frame index p at (p, p + row, p + column). Angles are computed in float64, because a stream that runs
+for days reaches indices whose float32 products have lost the small distances that attention is about.
 
 Letters: B batch, L tokens, d head dimension.
 """

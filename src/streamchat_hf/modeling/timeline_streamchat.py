@@ -13,6 +13,8 @@ So neighbouring tokens of a turn always differ by exactly one at any frame rate,
 text alone is plain one-dimensional RoPE.
 """
 
+from itertools import pairwise
+
 import torch
 
 # The time of a padded frame: later than every token, hence never visible.
@@ -74,7 +76,7 @@ def timeline(
     Raises:
         ValueError: if shapes disagree, or times of a row run backwards.
     """
-    batch, length = token_times.shape
+    batch = len(token_times)
     if frame_times.shape[0] != batch:
         raise ValueError(f"{batch} rows of token_times but {frame_times.shape[0]} rows of frame_times")
     real = torch.ones_like(token_times) if attention_mask is None else attention_mask
@@ -102,7 +104,7 @@ def _row_timeline(
     row: int, token_times: list[int], frame_times: list[int], turn_starts: list[bool], real: list[int]
 ) -> tuple[list[int], list[int], list[int]]:
     frames = [time for time in frame_times if time != NEVER]
-    if any(later < earlier for earlier, later in zip(frames, frames[1:], strict=False)):
+    if any(later < earlier for earlier, later in pairwise(frames)):
         raise ValueError(f"frame_times of row {row} run backwards")
 
     positions = [i for i, is_real in enumerate(real) if is_real]

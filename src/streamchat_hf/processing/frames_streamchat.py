@@ -364,8 +364,8 @@ def _open_container(source: Any) -> av.container.InputContainer:
 def _decode(container, stream, tolerant: bool) -> Iterator[av.VideoFrame]:
     """Decodes all frames; on an error it first gives those that are still in the decoder.
 
-    A `tolerant` run skips packets that cannot be decoded: on a live line some get lost, and the first ones may refer to
-    a key frame before them.
+    A `tolerant` run skips packets that cannot be decoded: on a live line some get lost, and the first ones may refer
+    to a key frame before them.
     """
     try:
         for packet in container.demux(stream):

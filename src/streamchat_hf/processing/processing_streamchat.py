@@ -1,5 +1,6 @@
 """Processor of StreamChat: conversations with videos and images to model inputs, and sources to streams of frames."""
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -163,7 +164,7 @@ def _read_item(item: dict) -> list:
 
 
 def _is_image(item: Any) -> bool:
-    return isinstance(item, str | Image.Image) or getattr(item, "ndim", None) == 3
+    return isinstance(item, str | os.PathLike | Image.Image) or getattr(item, "ndim", None) == 3
 
 
 def _is_video(item: Any) -> bool:
@@ -172,7 +173,7 @@ def _is_video(item: Any) -> bool:
 
 def _as_still(image: Any) -> list:
     """A clip of one frame at time 0."""
-    return [(0.0, load_image(image) if isinstance(image, str) else image)]
+    return [(0.0, load_image(os.fspath(image)) if isinstance(image, str | os.PathLike) else image)]
 
 
 def _per_text(items: Any, texts: int | None, is_one: Callable[[Any], bool], what: str) -> list[list] | None:

@@ -1,6 +1,6 @@
 """Trains the small StreamChat that ships with the package: StreamWorld, two stages, one recipe.
 
-    streamchat train recipes/streamchat/streamworld.yaml --output_dir runs/streamworld
+streamchat train recipes/streamchat/streamworld.yaml --output_dir runs/streamworld
 """
 
 import json
@@ -25,9 +25,15 @@ from streamchat_hf.data.streamworld_dataset import StreamWorldCollator, StreamWo
 from streamchat_hf.data.streamworld_dialogue import VALUES, build_tokenizer
 from streamchat_hf.training.tower_alignment import GateTrainer, TowerAlignment
 
-TALK_INPUTS = (
-    "input_ids attention_mask token_times turn_starts labels pixel_values_videos frame_times".split()
-)
+TALK_INPUTS = [
+    "input_ids",
+    "attention_mask",
+    "token_times",
+    "turn_starts",
+    "labels",
+    "pixel_values_videos",
+    "frame_times",
+]
 ALIGNMENT_INPUTS = ("pixel_values_videos", "frame_targets", "centres")
 
 
@@ -175,7 +181,7 @@ def train(recipe_path: str | Path, output_dir: str | Path, resume: bool = True) 
         torch.set_num_threads(recipe.threads)
     model, processor = build_model(recipe)
     aligned = output_dir / "aligned"
-    log = {"align": [], "talk": []}
+    log: dict[str, list] = {"align": [], "talk": []}
     if resume and (aligned / "model.safetensors").exists():
         model = StreamChatForConditionalGeneration.from_pretrained(aligned)
         log["align"] = json.loads((aligned / "log.json").read_text())
@@ -196,6 +202,10 @@ def train(recipe_path: str | Path, output_dir: str | Path, resume: bool = True) 
 def _commit() -> str | None:
     """The commit the code was at, for the card; `None` outside a checkout."""
     described = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+        ["git", "describe", "--always", "--dirty"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     return described.stdout.strip() or None

@@ -1,8 +1,11 @@
 """Stage 1 of the StreamWorld recipe: the vision tower learns to name what each frame shows, without any text model.
 
-The projected visual tokens of a frame are averaged, normalised, and compared with the talker's own word embeddings, so
-no extra head has to be shipped. Regressing the object's centre through a head that is thrown away afterwards breaks the
+The projected visual token of the patch in which the object lies is normalised and compared with the talker's own word
+embeddings, so no extra head has to be shipped; frames with several objects are read as the average of their tokens.
+Regressing where in that patch the object's centre lies, through a head that is thrown away afterwards, breaks the
 plateau on which motion otherwise stays.
+
+Letters: B clips, T frames, N visual tokens of a frame (a square grid, row-major), D hidden size.
 """
 
 import torch
@@ -10,6 +13,28 @@ from torch import nn
 from transformers import Trainer
 
 IGNORED = -100
+
+
+def object_patch(centres: torch.Tensor, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The patch in which a single object lies, and where in it.
+
+    Args:
+        centres: `(B, T, 2)` x and y in [0, 1]; NaN where there is no single object.
+        tokens: N, patches of a frame.
+
+    Returns:
+        Patch numbers `(B, T)`, 0 where there is no single object, and offsets `(B, T, 2)` in [0, 1) within the patch.
+    """
+    side = int(tokens**0.5)
+    place = (centres.nan_to_num(0.0) * side).clamp(0, side - 1e-3)
+    cell = place.floor()
+    return (cell[..., 1] * side + cell[..., 0]).long(), place - cell
+
+
+def at_patch(features: torch.Tensor, patch: torch.Tensor) -> torch.Tensor:
+    """`(B, T, N, D)` features at patches `(B, T)`: `(B, T, D)`."""
+    index = patch[..., None, None].expand(-1, -1, 1, features.shape[-1])
+    return features.gather(2, index)[:, :, 0]
 
 
 def alignment_loss(
@@ -21,7 +46,7 @@ def alignment_loss(
     """Cross-entropy of each attribute's words, given the frames that show them; summed over attributes.
 
     Args:
-        frame_features: `(B, T, D)` average of a frame's projected visual tokens.
+        frame_features: `(B, T, D)` one feature per frame.
         word_embeddings: `(vocabulary, D)`.
         targets: for each attribute `(B, T)` the token of its value, -100 where there is none.
         slots: for each attribute the tokens of its values.
@@ -38,14 +63,6 @@ def alignment_loss(
             choice = (targets[slot][shown][:, None] == torch.tensor(tokens, device=words.device)).int().argmax(-1)
             total = total + nn.functional.cross_entropy(features[shown] @ words.T, choice)
     return total
-
-
-def centre_loss(predicted: torch.Tensor, centres: torch.Tensor) -> torch.Tensor:
-    """Smooth L1 (beta 0.1) between `(B, T, 2)` centres in [0, 1]; NaN marks frames without a single object."""
-    known = centres.isfinite().all(-1)
-    if not known.any():
-        return predicted.new_zeros(())
-    return nn.functional.smooth_l1_loss(predicted[known], centres[known], beta=0.1)
 
 
 class TowerAlignment(nn.Module):
@@ -68,11 +85,15 @@ class TowerAlignment(nn.Module):
     def forward(self, pixel_values_videos, frame_targets, centres, **unused) -> dict[str, torch.Tensor]:
         """`pixel_values_videos (B, T, C, H, W)` and what its frames show, to the loss."""
         features = self.vision_tower(pixel_values_videos, use_cache=False).last_hidden_state  # (B, T, N, D_v)
-        named = alignment_loss(
-            self.projector(features).mean(2).float(), self.embeddings.weight, frame_targets, self.slots
-        )
-        placed = centre_loss(self.centre(features.mean(2)).float(), centres)
-        return {"loss": named + self.centre_weight * placed}
+        projected = self.projector(features)  # (B, T, N, D)
+        patch, offset = object_patch(centres, features.shape[2])
+        single = centres.isfinite().all(-1)  # (B, T)
+        frames = torch.where(single[..., None], at_patch(projected, patch), projected.mean(2))
+        loss = alignment_loss(frames, self.embeddings.weight, frame_targets, self.slots)
+        if single.any():
+            placed = self.centre(at_patch(features, patch))[single]
+            loss = loss + self.centre_weight * nn.functional.smooth_l1_loss(placed, offset[single], beta=0.1)
+        return {"loss": loss}
 
 
 class GateTrainer(Trainer):
@@ -81,25 +102,25 @@ class GateTrainer(Trainer):
     def create_optimizer(self, model=None):
         """AdamW over three groups: matrices, gates, everything else."""
         if self.optimizer is None:
-            self.optimizer = torch.optim.AdamW(gate_groups(self.model, self.args), **_adam(self.args))
+            adam = {"betas": (self.args.adam_beta1, self.args.adam_beta2), "eps": self.args.adam_epsilon}
+            groups = gate_groups(self.model, self.args.learning_rate, self.args.weight_decay)
+            self.optimizer = torch.optim.AdamW(groups, **adam)
         return self.optimizer
 
 
-def gate_groups(model: nn.Module, args) -> list[dict]:
+def gate_groups(model: nn.Module, learning_rate: float, weight_decay: float) -> list[dict]:
     """Parameter groups of a model: decayed matrices, gates at ten times the learning rate, and the rest."""
     groups: dict[str, list] = {"matrices": [], "gates": [], "rest": []}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            gate = "gat" in name.rsplit(".", 1)[-1]
-            groups["gates" if gate else "matrices" if parameter.ndim > 1 else "rest"].append(parameter)
-    rates = {"matrices": args.learning_rate, "gates": 10 * args.learning_rate, "rest": args.learning_rate}
-    decay = {"matrices": args.weight_decay, "gates": 0.0, "rest": 0.0}
+            kind = "gates" if name.endswith("_gate") else "matrices" if parameter.ndim > 1 else "rest"
+            groups[kind].append(parameter)
     return [
-        {"params": parameters, "lr": rates[kind], "weight_decay": decay[kind]}
+        {
+            "params": parameters,
+            "lr": learning_rate * (10 if kind == "gates" else 1),
+            "weight_decay": weight_decay if kind == "matrices" else 0.0,
+        }
         for kind, parameters in groups.items()
         if parameters
     ]
-
-
-def _adam(args) -> dict:
-    return {"lr": args.learning_rate, "betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
