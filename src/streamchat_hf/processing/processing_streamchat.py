@@ -208,3 +208,6 @@ def _join(clips: list[tuple[torch.Tensor, torch.Tensor]], features: dict) -> tup
         times.append(clip_times[real] + start)
         start = int(times[-1][-1])
     return torch.cat(pixels), torch.cat(times)
+
+
+StreamChatProcessor.register_for_auto_class()

@@ -295,3 +295,6 @@ def _per_clip(metadata: Any, clips: int) -> list[VideoMetadata | None]:
     if len(metadata) != clips:
         raise ValueError(f"{len(metadata)} entries of video_metadata for {clips} clips")
     return [VideoMetadata(**about) if isinstance(about, dict) else about for about in metadata]
+
+
+StreamFormerVideoProcessor.register_for_auto_class("AutoVideoProcessor")

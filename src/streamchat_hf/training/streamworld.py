@@ -5,12 +5,14 @@ streamchat train recipes/streamchat/streamworld.yaml --output_dir runs/streamwor
 
 import json
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from datasets import Dataset
 from transformers import TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
@@ -87,22 +89,30 @@ def build_model(recipe: Recipe) -> tuple[StreamChatForConditionalGeneration, Str
 
 
 class Inputs:
-    """Collates samples and keeps the inputs that a stage reads."""
+    """Collates the samples that rows of a [`datasets.Dataset`] number, and keeps the inputs that a stage reads.
 
-    def __init__(self, size: int, names: tuple[str, ...] | list[str]):
-        self.collate, self.names = StreamWorldCollator(size=size), names
+    TRL takes no dataset but that class; a sample depends on its number alone, so numbers are all it has to hold.
+    """
 
-    def __call__(self, samples: list) -> dict[str, Any]:
-        """`samples` to a batch."""
-        batch = self.collate(samples)
+    def __init__(self, samples: StreamWorldDataset, size: int, names: Sequence[str]):
+        self.samples, self.collate, self.names = samples, StreamWorldCollator(size=size), names
+
+    def numbers(self) -> Dataset:
+        """The dataset for the trainer."""
+        return Dataset.from_dict({"number": range(len(self.samples))})
+
+    def __call__(self, rows: list[dict[str, int]]) -> dict[str, Any]:
+        """Rows of `numbers` to a batch."""
+        batch = self.collate([self.samples[row["number"]] for row in rows])
         return {name: batch[name] for name in self.names}
 
 
-def _dataset(recipe: Recipe, stage: dict[str, Any], seed: int) -> StreamWorldDataset:
+def _inputs(recipe: Recipe, stage: dict[str, Any], seed: int, model, names: Sequence[str]) -> Inputs:
     arguments = stage["trainer"]
     length = arguments["max_steps"] * arguments["per_device_train_batch_size"]
     mix = StreamWorldMix(**stage["mix"])
-    return StreamWorldDataset(length, seed=seed, mix=mix, num_frames=stage["frames"], fps=recipe.fps)
+    samples = StreamWorldDataset(length, seed=seed, mix=mix, num_frames=stage["frames"], fps=recipe.fps)
+    return Inputs(samples, model.config.vision_config.image_size, names)
 
 
 def _common(recipe: Recipe, output_dir: Path) -> dict[str, Any]:
@@ -127,11 +137,12 @@ def align(recipe: Recipe, model, output_dir: Path, resume: bool) -> list[dict]:
         slot: tokenizer.convert_tokens_to_ids(list(VALUES[slot]))
         for slot in ("colour", "shape", "digit", "motion", "count")
     }
+    inputs = _inputs(recipe, recipe.align, recipe.seed, model, ALIGNMENT_INPUTS)
     trainer = GateTrainer(
         TowerAlignment(model, slots),
         TrainingArguments(**_common(recipe, output_dir), **recipe.align["trainer"]),
-        train_dataset=_dataset(recipe, recipe.align, recipe.seed),
-        data_collator=Inputs(model.config.vision_config.image_size, ALIGNMENT_INPUTS),
+        train_dataset=inputs.numbers(),
+        data_collator=inputs,
     )
     trainer.train(resume_from_checkpoint=_checkpoint(output_dir, resume))
     return trainer.state.log_history
@@ -150,11 +161,12 @@ def talk(recipe: Recipe, model, processor, output_dir: Path, resume: bool) -> li
         bf16=False,
         **recipe.talk["trainer"],
     )
+    inputs = _inputs(recipe, recipe.talk, recipe.seed + 1, model, TALK_INPUTS)
     trainer = SFTTrainer(
         model,
         arguments,
-        train_dataset=_dataset(recipe, recipe.talk, recipe.seed + 1),
-        data_collator=Inputs(model.config.vision_config.image_size, TALK_INPUTS),
+        train_dataset=inputs.numbers(),
+        data_collator=inputs,
         processing_class=processor.tokenizer,
     )
     trainer.train(resume_from_checkpoint=_checkpoint(output_dir, resume))

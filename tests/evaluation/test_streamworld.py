@@ -1,0 +1,73 @@
+"""StreamWorld through the live path: a perfect viewer of the frames it is given scores as the theory says."""
+
+import pytest
+import torch
+
+from streamchat_hf import StreamChatProcessor, StreamFormerVideoProcessor
+from streamchat_hf.data.streamworld_dialogue import EOS, answer, build_tokenizer
+from streamchat_hf.evaluation import streamworld
+from streamchat_hf.evaluation.streamworld_cases import streamworld_cases
+
+
+@pytest.fixture
+def processor():
+    tokenizer = build_tokenizer()
+    tokenizer.padding_side = "left"
+    video_processor = StreamFormerVideoProcessor(size={"height": 48, "width": 48}, fps=2)
+    return StreamChatProcessor(video_processor, tokenizer, chat_template=tokenizer.chat_template)
+
+
+class PerfectViewer:
+    """Speaks StreamWorld's scripted answers, with nothing but the times of the frames that really arrive."""
+
+    device = "cpu"
+
+    def __init__(self, cases, tokenizer):
+        self.cases, self.vocabulary = iter(cases), tokenizer.get_vocab()
+        self.tokenizer = tokenizer
+
+    def generate(self, input_ids, attention_mask, frames, start_time, tokens_per_second, max_new_tokens, **options):
+        assert options == {"do_sample": False, "return_dict_in_generate": True}
+        times = [start_time + i / tokens_per_second for i in range(max_new_tokens)]
+        rows = []
+        for ids, mask, stream in zip(input_ids.tolist(), attention_mask.tolist(), frames, strict=True):
+            case = next(self.cases)
+            prompt = [token for token, real in zip(ids, mask, strict=True) if real]
+            assert prompt[1:-1] == self.tokenizer(case.question.text)["input_ids"] and start_time == case.ask_time
+            seen = list(stream)
+            if not any(frame.pixel_values.any() for frame in seen):
+                said = ["nothing"] * max_new_tokens
+            else:
+                shown = [frame.t_sec for frame in seen]
+                said = [w.text for w in answer(case.world, case.question, start_time, times, shown)]
+            said += [EOS] * (max_new_tokens - len(said))
+            rows.append([self.vocabulary[word] for word in said])
+
+        class Output:
+            sequences = torch.cat((input_ids, torch.tensor(rows)), dim=1)
+            token_times = torch.tensor([times] * len(rows), dtype=torch.float64)
+
+        return Output()
+
+
+def test_perfect_viewers_fresh_frozen_and_blind(processor):
+    batches = streamworld._batches(list(streamworld_cases(24, "heldout", 3)))
+    cases = [case for batch in batches for _ in streamworld.VIEWERS for case in batch]
+    result = streamworld.evaluate(
+        PerfectViewer(cases, processor.tokenizer), processor, seed=3, split="heldout", clips=24, progress=False
+    )
+    score = result["state_accuracy"]
+    assert score["fresh"] == 1.0 and score["frozen"] == pytest.approx(score["oracle"], abs=0.15)
+    assert result["moved"]["frozen"]["accuracy"] == 0.0 and result["unmoved"]["frozen"]["accuracy"] == 1.0
+    assert score["grey"] <= score["chance"] + 0.1
+    assert result["changes"]["fresh"]["reported"] == 1.0 and result["changes"]["fresh"]["false_reports"] == 0.0
+    assert result["n"] == sum(row["viewer"] == "fresh" for row in result["rows"]) > 150
+    assert sum(kind["n"] for kind in result["by_kind"].values()) == result["n"]
+    assert {"fresh", "frozen", "grey", "chance", "n"} == set(result["by_kind"]["colour"])
+    assert (result["seed"], result["split"], result["clips"]) == (3, "heldout", 24)
+
+
+def test_batches_share_a_moment():
+    batches = list(streamworld._batches(list(streamworld_cases(60, "seen", 0))))
+    assert sum(map(len, batches)) == 60
+    assert all(len({case.ask_time for case in batch}) == 1 and len(batch) <= streamworld.BATCH for batch in batches)
