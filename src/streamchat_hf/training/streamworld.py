@@ -37,6 +37,7 @@ TALK_INPUTS = [
     "frame_times",
 ]
 ALIGNMENT_INPUTS = ("pixel_values_videos", "frame_targets", "centres")
+OPEN_GATE = 0.5
 
 
 @dataclass
@@ -83,6 +84,9 @@ def build_model(recipe: Recipe) -> tuple[StreamChatForConditionalGeneration, Str
     fields = dict(recipe.model)
     config = StreamChatConfig(**{**fields, "text_config": {**fields["text_config"], **special}})
     model = StreamChatForConditionalGeneration(config)
+    with torch.no_grad():  # a tower without pretrained weights has nothing to protect: its temporal gates start open
+        for layer in model.model.vision_tower.layers:
+            layer.temporal_gate.fill_(OPEN_GATE)
     side = config.vision_config.image_size
     video_processor = StreamFormerVideoProcessor(size={"height": side, "width": side}, fps=recipe.fps)
     return model, StreamChatProcessor(video_processor, tokenizer, chat_template=tokenizer.chat_template)
@@ -188,7 +192,7 @@ def train(recipe_path: str | Path, output_dir: str | Path, resume: bool = True) 
     Returns:
         The folder of the trained model and processor.
     """
-    recipe, output_dir = Recipe.load(recipe_path), Path(output_dir)
+    recipe, output_dir, commit = Recipe.load(recipe_path), Path(output_dir), _commit()
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     model, processor = build_model(recipe)
@@ -206,7 +210,7 @@ def train(recipe_path: str | Path, output_dir: str | Path, resume: bool = True) 
     final = output_dir / "final"
     model.save_pretrained(final)
     processor.save_pretrained(final)
-    state = {"recipe": yaml.safe_load(Path(recipe_path).read_text()), "commit": _commit(), "log": log}
+    state = {"recipe": yaml.safe_load(Path(recipe_path).read_text()), "commit": commit, "log": log}
     (final / "training_log.json").write_text(json.dumps(state, indent=1))
     return final
 
