@@ -96,6 +96,13 @@ def test_without_frames_it_says_what_the_text_model_says(text, share):
     assert model.generate(TOKENS, **options).tolist() == backbone.generate(TOKENS, **options).tolist()
 
 
+def test_the_generation_config_is_a_copy():
+    backbone = qwen2()
+    backbone.generation_config.top_k = 7
+    model = StreamChatForConditionalGeneration.from_backbones(backbone, siglip_vision())
+    assert model.generation_config.top_k == 7 and model.generation_config is not backbone.generation_config
+
+
 @pytest.mark.parametrize("vision", [siglip_vision, siglip, paligemma, streamformer])
 def test_every_vision_tower_sees_what_it_saw(vision):
     backbone = vision().eval()

@@ -94,3 +94,22 @@ def test_cropping_takes_tokens_back_until_a_frame_is_seen(model):
     model.refresh_visual(cache, frames_at([0.0]))
     with pytest.raises(ValueError, match="cannot be cropped"):
         cache.crop(-1)
+
+
+def test_a_ring_made_in_inference_mode_can_be_written_outside(model):
+    cache, frames = StreamingCache(model.config), frames_at([0.0, 0.5])
+    with torch.inference_mode():
+        model.refresh_visual(cache, frames[:1])
+    model.refresh_visual(cache, frames[1:])
+    assert cache.streams[0].frames_taken == 2
+
+
+def test_rows_of_one_stream_are_padded_alike(model):
+    tokens, mask = torch.tensor([[5, 6], [0, 6]]), torch.tensor([[1, 1], [0, 1]])
+    with pytest.raises(ValueError, match="different prompts cannot share a stream"):
+        model(tokens, attention_mask=mask, past_key_values=StreamingCache(model.config))
+
+
+def test_no_decoding_loop_may_count_on_cropping(model):
+    """On some devices transformers decodes a step too far and crops it away, if the cache says that it can."""
+    assert not StreamingCache(model.config).is_croppable

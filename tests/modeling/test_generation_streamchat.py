@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import GenerationConfig, TextIteratorStreamer
 
-from streamchat_helpers import END, at_rate, frames_at, qwen_twin, tiny_config, tiny_model, whole
+from streamchat_helpers import END, at_rate, frames_at, pad_frames, qwen_twin, tiny_config, tiny_model, whole
 from streamchat_hf import StreamingCache
 from streamchat_hf.modeling.reader_streamchat import StreamingError
 
@@ -162,6 +162,40 @@ def test_streams_in_a_batch_equal_streams_alone(model, ends):
                 together[1][turn][row, :length], alone[1][turn][0], atol=1e-4, rtol=0, msg=f"row {row} turn {turn}"
             )
             assert together[2][turn][row, length:].isnan().all()
+
+
+def test_three_streamed_conversations_equal_one_batched_forward(model):
+    """Two turns with silence between them, three streams at different rates, replayed together."""
+    sources = [frames_at(at_rate(rate, 11, offset=0.1 * i), seed=i) for i, rate in enumerate([0.5, 5, 30])]
+    streams, cache, tokens, times, logits, turns = [iter(s) for s in sources], None, [], [], [], []
+    for start, prompt in ((1.0, [[5, 6, 7]] * 3), (7.3, [[20, 21], [22, 23], [24, 25]])):
+        prompt = torch.tensor(prompt)
+        out = model.generate(
+            prompt,
+            frames=streams,
+            start_time=start,
+            tokens_per_second=2,
+            past_key_values=cache,
+            **{**OPTIONS, "eos_token_id": None},
+        )
+        cache = out.past_key_values
+        turns.append(sum(part.shape[1] for part in tokens))
+        tokens.append(out.sequences)
+        times += [torch.full(prompt.shape, start, dtype=torch.float64), out.token_times]
+        logits.append((turns[-1] + prompt.shape[1] - 1, torch.stack(out.logits, dim=1)))
+    pixels, frame_times = pad_frames(sources)
+    starts = torch.zeros(3, sum(part.shape[1] for part in tokens), dtype=torch.bool)
+    starts[:, turns] = True
+    with torch.no_grad():
+        reference = model(
+            input_ids=torch.cat(tokens, dim=1),
+            pixel_values_videos=pixels,
+            token_times=(torch.cat(times, dim=1) * 1000).round().long(),
+            frame_times=frame_times,
+            turn_starts=starts,
+        ).logits
+    for first, answer in logits:
+        torch.testing.assert_close(answer, reference[:, first : first + answer.shape[1]], atol=1e-4, rtol=0)
 
 
 class Ending:
@@ -464,6 +498,98 @@ def test_generation_config_object_is_honoured(model):
         torch.tensor([PROMPT]), generation_config=config, frames=iter(frames_at([0.0])), tokens_per_second=2
     )
     assert out.sequences.shape == (1, 8)
+
+
+def test_generation_config_is_honoured_wherever_it_stands(model):
+    config = GenerationConfig(max_new_tokens=4, use_cache=False, eos_token_id=None)
+    options = {"frames": iter(frames_at([0.0])), "tokens_per_second": 2}
+    with pytest.raises(ValueError, match="use_cache=False"):
+        model.generate(torch.tensor([PROMPT]), config, **options)
+    own = tiny_model()
+    own.generation_config.use_cache = False
+    with pytest.raises(ValueError, match="use_cache=False"):
+        ask(own, PROMPT, **options)
+
+
+@pytest.mark.parametrize("frames", [None, frames_at([0.0, 0.5])])
+def test_beams_return_their_scores(model, frames):
+    options = {"num_beams": 3, "output_scores": True, "tokens_per_second": 2}
+    out = ask(model, PROMPT, frames=frames and iter(frames), **options)
+    assert out.sequences_scores.shape == (1,) and out.beam_indices.shape == (1, 7)
+
+
+def test_several_answers_to_one_stream_have_no_times_after_their_end(model):
+    ending = Ending([0, 1, 2], [None, 2, None], len(PROMPT))
+    options = {"num_return_sequences": 3, "do_sample": True, "eos_token_id": END, "pad_token_id": 0}
+    frames = iter(frames_at(at_rate(2, 12)))
+    out = ask(model, PROMPT, frames=frames, tokens_per_second=2, logits_processor=[ending], **options)
+    for times in (out.token_times, out.newest_frame_times, out.frame_age):
+        assert times.isnan().tolist() == [[False] * 7, [False] * 3 + [True] * 4, [False] * 7]
+
+
+def test_several_answers_to_one_stream_can_go_on(model):
+    torch.manual_seed(0)
+    frames, options = frames_at(at_rate(2, 12)), {"tokens_per_second": 2, "do_sample": True}
+    source = iter(frames)
+    first = ask(model, PROMPT, frames=source, num_return_sequences=3, **options)
+    second = model.generate(
+        torch.tensor([[9, 10]] * 3),
+        frames=source,
+        start_time=6.0,
+        past_key_values=first.past_key_values,
+        **{**OPTIONS, **options, "eos_token_id": None},
+    )
+    for row in range(3):
+        tokens = first.sequences[row].tolist() + second.sequences[row].tolist()
+        times = [0.0] * 4 + first.token_times[row].tolist() + [6.0] * 2 + second.token_times[row].tolist()
+        reference = whole(model, tokens, times, [0, 11], frames)[12:-1]
+        torch.testing.assert_close(torch.stack(second.logits)[:, row], reference, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3])
+def test_padding_is_padding_in_every_chunk(model, chunk):
+    tokens, mask = torch.tensor([[0, 0, 7, 8], PROMPT]), torch.tensor([[0, 0, 1, 1], [1] * 4])
+
+    def run(**changes):
+        streams = [iter(frames_at(at_rate(2, 6), seed=s)) for s in (0, 1)]
+        options = {**OPTIONS, "eos_token_id": None, "tokens_per_second": 2, "frames": streams, **changes}
+        return torch.stack(model.generate(tokens, attention_mask=mask, **options).logits)
+
+    torch.testing.assert_close(run(prefill_chunk_size=chunk), run(), atol=1e-4, rtol=0)
+
+
+def test_tokens_must_continue_the_cache(model):
+    cache = StreamingCache(model.config)
+    with torch.no_grad():
+        model(torch.tensor([PROMPT]), past_key_values=cache)
+    for mask in (None, torch.ones(1, 6, dtype=torch.long)):
+        with pytest.raises(ValueError, match="one whole conversation, longer than the 4 tokens in the cache"):
+            ask(model, [9, 10], attention_mask=mask, past_key_values=cache, frames=iter(frames_at([0.0])))
+    first = ask(model, PROMPT, tokens_per_second=2)
+    with pytest.raises(ValueError, match="2 rows of input_ids, but the conversation has 1"):
+        model.generate(torch.tensor([[9], [9]]), past_key_values=first.past_key_values)
+
+
+@pytest.mark.parametrize("tokens_per_second", [2, None])
+def test_a_frame_that_cannot_be_encoded_is_named(model, tokens_per_second):
+    frames = iter([(0.2, torch.zeros(1, 16, 16))])
+    with pytest.raises(StreamingError, match="list_iterator at 0.200 s: encoding failed: .* 3 channels"):
+        ask(model, PROMPT, frames=frames, tokens_per_second=tokens_per_second)
+
+
+def test_a_generator_that_hangs_times_out(model):
+    def camera():
+        time.sleep(0.4)
+        yield 0.0, torch.zeros(3, 16, 16)
+
+    class Live:
+        source, live = "camera", True
+
+        def __iter__(self):
+            return camera()
+
+    with pytest.raises(StreamingError, match="camera: no frame arrived within 0.1 s"):
+        ask(model, PROMPT, frames=Live(), frame_timeout=0.1)
 
 
 def test_tiny_config_is_tiny():

@@ -49,7 +49,7 @@ def open_reader(frames, state, encode=encode, policy="block", capacity=4):
 
 def drain(reader):
     taken = []
-    while reader._running():
+    while reader._encoding:
         taken += reader.take_ready()
         time.sleep(0.002)
     return taken + reader.take_ready()
@@ -130,7 +130,7 @@ def test_a_failing_encoder_is_named():
 
     reader = open_reader([(0.0, pixels(0))], StreamState(), broken)
     reader.start(WallClock(0))
-    with pytest.raises(StreamingError, match="list_iterator|list: encoding failed: out of memory"):
+    with pytest.raises(StreamingError, match="list at 0.000 s: encoding failed: out of memory"):
         reader.wait_for_first(5)
         reader.take_ready()
     reader.close()
@@ -148,3 +148,97 @@ def test_time_of_a_new_call_does_not_run_backwards():
     state.frames_taken, state.newest_frame_time = 3, 7.0
     with pytest.raises(StreamingError, match="time runs backwards, 0.000 s after 7.000 s"):
         open_reader([(0.0, pixels(0))], state).take_due(0)
+
+
+def test_a_failure_waits_for_the_frames_still_being_encoded():
+    def source():
+        yield 0.0, pixels(0)
+        raise OSError("unplugged")
+
+    reader = open_reader(source(), StreamState(), slow_encode)
+    reader.start(WallClock(0))
+    reader.wait_for_first(5)
+    assert shown(reader.take_ready()) == [0]
+    with pytest.raises(StreamingError, match="unplugged"):
+        drain(reader)
+        reader.take_ready()
+    reader.close()
+
+
+def test_what_was_due_before_a_failure_waits_for_the_next_call():
+    def source():
+        yield from ((0.1 * k, pixels(k)) for k in range(20))  # more than are encoded at once
+        raise OSError("unplugged")
+
+    state = StreamState()
+    with pytest.raises(StreamingError, match="unplugged"):
+        open_reader(source(), state).take_due(5000)
+    assert shown(open_reader([(3.0, pixels(20))], state).take_due(5000)) == list(range(21))
+
+
+def test_a_source_that_hangs_is_left_behind_but_not_its_frame():
+    state, unplugged = StreamState(), threading.Event()
+
+    def source():
+        yield 0.0, pixels(0)
+        unplugged.wait(5)
+        yield 0.01, pixels(1)
+
+    reader = open_reader(source(), state)
+    reader.start(WallClock(0))
+    reader.wait_for_first(5)
+    reader.close(timeout=0.05)
+    reader.close_source()  # a generator at work cannot be closed; that must not hide an error
+    unplugged.set()
+    for _ in range(500):
+        if len(state.waiting) == 2:
+            break
+        time.sleep(0.002)
+    assert [frame[0] for frame in state.waiting] == [0.0, 0.01]
+
+
+def test_closing_waits_for_the_frame_being_encoded():
+    def very_slow_encode(frames, vision_cache):
+        time.sleep(0.3)
+        return encode(frames, vision_cache)
+
+    state = StreamState()
+    reader = open_reader([(0.0, pixels(0))], state, very_slow_encode)
+    reader.start(WallClock(0))
+    time.sleep(0.05)
+    reader.close(timeout=0.05)
+    assert shown(state.waiting) == [0] and state.vision_cache == 1
+
+
+def test_frames_without_times_are_counted_over_calls():
+    state, source = StreamState(), iter([pixels(k) for k in range(8)])
+    times = []
+    for now in (1000, 3000):
+        reader = FrameReader(FrameSource(source, 2, state), state, encode, "block", "cpu")
+        times += [frame.t_sec for frame in reader.take_due(now)]
+        reader.close()
+    assert times == [0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0]
+
+
+def test_a_new_source_does_not_go_back_before_what_waits():
+    state = StreamState()
+    open_reader([(0.0, pixels(0)), (5.0, pixels(1))], state).take_due(1000)
+    with pytest.raises(StreamingError, match="time runs backwards, 2.000 s after 5.000 s"):
+        open_reader([(2.0, pixels(2))], state).take_due(6000)
+
+
+def test_a_live_frame_that_waited_comes_no_later_than_now():
+    state = StreamState()
+    state.waiting.extend([(0.5, pixels(0)), ReadyFrame(9.0, pixels(1), pixels(1), (1, 1)), (9.5, pixels(2))])
+    reader = open_reader(Camera(count=0), state)
+    reader.start(WallClock(1000))
+    times = [frame.t_sec for frame in drain(reader)]
+    reader.close()
+    assert times[0] == 0.5 and 1.0 <= times[1] <= times[2] < 6.0
+
+
+@pytest.mark.parametrize("t_sec", [None, float("nan"), "soon"])
+def test_a_time_that_is_none_is_named(t_sec):
+    reader = open_reader([(0.0, pixels(0)), (t_sec, pixels(1))], StreamState())
+    with pytest.raises(StreamingError, match=f"list after 0.000 s: a frame's time must be .* not '?{t_sec}"):
+        reader.take_due(1000)

@@ -1,5 +1,6 @@
 """Text models and vision towers that a StreamChat can be built from."""
 
+import copy
 from pathlib import Path
 
 import torch
@@ -107,7 +108,7 @@ def copy_backbones(model, text: PreTrainedModel, vision: PreTrainedModel) -> Non
             layer.visual_mlp.load_state_dict(layer.mlp.state_dict())
             layer.visual_layernorm.load_state_dict(layer.post_attention_layernorm.state_dict())
     if text.generation_config is not None:
-        model.generation_config = text.generation_config
+        model.generation_config = copy.deepcopy(text.generation_config)
 
 
 def _load(module: torch.nn.Module, weights: dict, what: str, ours: tuple[str, ...] = ()) -> None:

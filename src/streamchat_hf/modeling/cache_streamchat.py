@@ -46,6 +46,7 @@ class StreamState:
         newest_frame_time: presentation time of the newest of them in seconds, nan before the first.
         vision_cache: the vision tower's own state.
         waiting: frames pulled from the source that were not due when the last call ended.
+        untimed_frames: how many frames without times of their own have been pulled; the number of the next one.
     """
 
     def __init__(self) -> None:
@@ -57,6 +58,7 @@ class StreamState:
         self.newest_frame_time = float("nan")
         self.vision_cache = None
         self.waiting: deque = deque()
+        self.untimed_frames = 0
 
     def speak(self) -> None:
         """Puts the token that was just spoken, and will be read next, on the timeline."""
@@ -81,6 +83,7 @@ class StreamingCache(DynamicCache):
     """
 
     is_streaming = True
+    is_croppable = False  # not once a frame has been seen, so no decoding loop may count on it
 
     def __init__(self, config, streams: int = 1):
         super().__init__(config=config.get_text_config(decoder=True))
@@ -122,7 +125,9 @@ class StreamingCache(DynamicCache):
         if self.keys is None:
             layers, heads, tokens, head_dim = frame.keys.shape
             shape = (layers, len(self.streams), heads, self.window, tokens, head_dim)
-            self.keys, self.values = frame.keys.new_zeros(shape), frame.values.new_zeros(shape)
+            with torch.inference_mode(False):  # or a later call outside inference mode could not write to them
+                self.keys = torch.zeros(shape, dtype=frame.keys.dtype, device=frame.keys.device)
+                self.values = torch.zeros_like(self.keys)
             self._grid = frame.grid
         if frame.grid != self._grid:
             raise ValueError(
@@ -143,14 +148,19 @@ class StreamingCache(DynamicCache):
         A token spoken before keeps the index it has; in silence the first new one starts a turn. Padding holds 0.
 
         Raises:
-            ValueError: if the rows are not a multiple of the streams.
+            ValueError: if the rows are not a multiple of the streams, or rows of one stream are padded differently.
         """
         rows, length = inputs_embeds.shape[:2]
         per_stream = self._rows_per_stream(rows)
         # Rows of one stream differ in nothing but what they say, so the first one speaks for its padding.
         real = None
-        if attention_mask is not None and length > 1:
-            real = attention_mask[::per_stream, -length:].tolist()
+        # While all are answering, a step of one token holds no padding, and the device need not be waited for.
+        answering = length == 1 and all(state.speaking or state.idle for state in self.streams)
+        if attention_mask is not None and not answering:
+            mask = attention_mask[:, -length:]
+            if not torch.equal(mask, mask[::per_stream].repeat_interleave(per_stream, dim=0)):
+                raise ValueError("different prompts cannot share a stream: make the cache with one stream per row")
+            real = mask[::per_stream].tolist()
         index = [self._read_row(state, length, real and real[s]) for s, state in enumerate(self.streams)]
         return torch.tensor(index, device=inputs_embeds.device).repeat_interleave(per_stream, dim=0)
 

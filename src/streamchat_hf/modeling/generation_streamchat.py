@@ -25,6 +25,7 @@ class StreamingGenerateOutput(GenerateDecoderOnlyOutput):
         frame_log: for each stream, `(t_sec, taken_sec)` of every frame taken over during the call. Replaying the
             second as frame times reproduces a wall-clock run exactly.
         dropped_frames: frames dropped by the backpressure policy, per stream.
+        sequences_scores, beam_indices: as transformers returns them for beams.
     """
 
     token_times: torch.Tensor | None = None
@@ -32,6 +33,8 @@ class StreamingGenerateOutput(GenerateDecoderOnlyOutput):
     frame_age: torch.Tensor | None = None
     frame_log: list[list[tuple[float, float]]] | None = None
     dropped_frames: list[int] | None = None
+    sequences_scores: torch.Tensor | None = None
+    beam_indices: torch.Tensor | None = None
 
 
 class StreamFeed:
@@ -48,7 +51,6 @@ class StreamFeed:
         self.tokens: torch.LongTensor | None = None
         self.times: list[int] = []
         self.newest: list[list[float]] = []
-        self.alive: list[list[bool]] = []
         self.frame_log: list[list[tuple[float, float]]] = [[] for _ in cache.streams]
         self._wall: WallClock | None = None
 
@@ -68,7 +70,6 @@ class StreamFeed:
             log.extend((frame.t_sec, now / 1000) for frame in arrived)
         self.times.append(now)
         self.newest.append([state.newest_frame_time for state in self.cache.streams])
-        self.alive.append([not state.idle for state in self.cache.streams])
         if hasattr(self.streamer, "put_times"):
             ages = [now / 1000 - newest for newest in self.newest[-1]]
             self.streamer.put_times([now / 1000] * len(ages), self.newest[-1], ages)
@@ -111,7 +112,8 @@ class StreamFeed:
             return
         history = said.clone()
         mask = torch.ones_like(history)
-        mask[:, : self.prompt_length] = self.prompt_mask.repeat_interleave(len(said) // len(cache.streams), dim=0)
+        per_prompt = len(said) // len(self.prompt_mask)
+        mask[:, : self.prompt_length] = self.prompt_mask.repeat_interleave(per_prompt, dim=0)
         for row, state in enumerate(cache.streams):
             if state.idle:
                 # The end-of-turn token is read with the next prompt, as it is for a stream that runs alone.
@@ -130,16 +132,18 @@ class StreamFeed:
         """The output as the caller asked for it: with times, without the `skip` tokens of history they left out."""
         if isinstance(output, torch.Tensor):
             return output[:, skip:]
-        rows, count = output.sequences.shape[0], output.sequences.shape[1] - self.prompt_length
-        times = torch.tensor(self.times, dtype=torch.float64)[:count, None] / 1000
+        answer = output.sequences[:, self.prompt_length :].cpu()
+        rows, count = answer.shape
+        times = torch.tensor(self.times, dtype=torch.float64)[:count] / 1000
         newest = torch.tensor(self.newest, dtype=torch.float64)[:count]  # (steps, streams)
-        times = times.expand_as(newest).masked_fill(~torch.tensor(self.alive)[:count], math.nan)
-        newest = newest.masked_fill(times.isnan(), math.nan)
-        per_stream = rows // len(self.cache.streams)
-        times, newest = (t.T.repeat_interleave(per_stream, dim=0) for t in (times, newest))  # (rows, steps)
+        newest = newest.T.repeat_interleave(rows // len(self.cache.streams), dim=0)  # (rows, steps)
+        is_end = torch.isin(answer, torch.tensor(sorted(self.end_ids), dtype=answer.dtype))
+        after_end = is_end.cumsum(1) > is_end  # what follows a row's first end
+        times = times.expand_as(newest).masked_fill(after_end, math.nan)
+        newest = newest.masked_fill(after_end, math.nan)
         output.sequences = output.sequences[:, skip:]
         return StreamingGenerateOutput(
-            **{name: output.get(name) for name in GenerateDecoderOnlyOutput.__dataclass_fields__},
+            **{name: output.get(name) for name in StreamingGenerateOutput.__dataclass_fields__ if name in output},
             token_times=times,
             newest_frame_times=newest,
             frame_age=times - newest,
@@ -159,8 +163,11 @@ class StreamingGenerationMixin(GenerationMixin):
 
         Args:
             cache: the conversation's state.
-            frames: the new frames of its stream, or one such list per stream. A frame is `(t_sec, pixel_values)`, by
-                position or attribute, with pixels `(C, H, W)`; or a [`ReadyFrame`] whose rows are computed.
+            frames: the new frames of its stream, or one such list per stream. A frame is a tuple `(t_sec, pixel_values
+                (C, H, W))`, or a [`ReadyFrame`] whose rows are computed.
+
+        Raises:
+            ValueError: if the lists are not as many as the streams, or a frame's size differs from those before.
         """
         if len(cache.streams) == 1 and not (len(frames) == 1 and isinstance(frames[0], list)):
             frames = [list(frames)]
@@ -205,6 +212,7 @@ class StreamingGenerationMixin(GenerationMixin):
     def generate(
         self,
         inputs: torch.Tensor | None = None,
+        generation_config=None,
         *args,
         frames: Iterable | None = None,
         fps: float | None = None,
@@ -220,6 +228,7 @@ class StreamingGenerationMixin(GenerationMixin):
         Args:
             inputs: `(B, L)` prompt tokens, also as `input_ids`. With `past_key_values` of an earlier call either the
                 whole conversation or only what is new.
+            generation_config: as in transformers.
             frames: an iterable of `(t_sec, pixel_values (C, H, W))` items, by position or attribute; a list of
                 iterators is one stream per row. `pixel_values_videos (B, T, C, H, W)` with `frame_times` is a clip
                 that has already been seen.
@@ -249,9 +258,9 @@ class StreamingGenerationMixin(GenerationMixin):
             if frames is not None:
                 raise ValueError("give either frames or pixel_values_videos, not both")
             frames, start_time = _clip_as_streams(clip, clip_times, start_time)
-        obstacle = self._obstacle_to_streaming(input_ids, kwargs)
+        obstacle = self._obstacle_to_streaming(input_ids, generation_config, kwargs)
         if frames is None and obstacle and not getattr(cache, "is_streaming", False):
-            return super().generate(input_ids, *args, streamer=streamer, **kwargs)
+            return super().generate(input_ids, generation_config, *args, streamer=streamer, **kwargs)
         if obstacle:
             raise ValueError(obstacle)
         if backpressure not in BACKPRESSURE:
@@ -266,11 +275,14 @@ class StreamingGenerationMixin(GenerationMixin):
             raise ValueError(f"start_time={start / 1000} lies before the stream's clock, {cache.clock / 1000} s")
         conversation, mask = _with_history(cache, input_ids, kwargs.pop("attention_mask", None))
         readers = self._open_readers(frames, fps, cache, backpressure)
-        end_ids = self._end_ids(args, kwargs)
+        end_ids = self._end_ids(generation_config, kwargs)
         feed = StreamFeed(self, cache, readers, start, tokens_per_second, mask, end_ids, streamer)
         options = {"attention_mask": mask, "frames": feed, "frame_timeout": frame_timeout, "streamer": streamer}
         output = self._watch(
-            feed, lambda: super(StreamingGenerationMixin, self).generate(conversation, *args, **options, **kwargs)
+            feed,
+            lambda: super(StreamingGenerationMixin, self).generate(
+                conversation, generation_config, *args, **options, **kwargs
+            ),
         )
         return feed.with_times(output, skip=conversation.shape[1] - input_ids.shape[1])
 
@@ -284,6 +296,7 @@ class StreamingGenerationMixin(GenerationMixin):
         except StreamingError as error:
             error.partial = feed.tokens
             for reader in feed.readers:
+                reader.close()
                 reader.close_source()
             raise
         finally:
@@ -305,18 +318,19 @@ class StreamingGenerationMixin(GenerationMixin):
             for stream, state in zip(streams, cache.streams, strict=True)
         ]
 
-    def _end_ids(self, args, kwargs) -> set[int]:
-        config = kwargs.get("generation_config") or (args[0] if args else None)
-        ids = getattr(config, "eos_token_id", None)
+    def _end_ids(self, generation_config, kwargs: dict) -> set[int]:
+        ids = getattr(generation_config, "eos_token_id", None)
         ids = kwargs.get("eos_token_id", self.generation_config.eos_token_id if ids is None else ids)
         return set() if ids is None else set(torch.as_tensor(ids).flatten().tolist())
 
-    @staticmethod
-    def _obstacle_to_streaming(input_ids, kwargs: dict) -> str | None:
-        config = kwargs.get("generation_config")
-
+    def _obstacle_to_streaming(self, input_ids, generation_config, kwargs: dict) -> str | None:
         def setting(name):
-            return kwargs.get(name, getattr(config, name, None))
+            given = (
+                kwargs.get(name),
+                getattr(generation_config, name, None),
+                getattr(self.generation_config, name, None),
+            )
+            return next((value for value in given if value is not None), None)
 
         if input_ids is None:
             return "frames need a prompt in input_ids"
@@ -349,7 +363,15 @@ def _with_history(cache: StreamingCache, input_ids: torch.LongTensor, attention_
     """The whole conversation and its mask, whether the caller passed all of it or only what is new."""
     past = cache.history
     if past is None:  # a new conversation
-        return input_ids, torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        if mask.shape != input_ids.shape or input_ids.shape[1] <= cache.get_seq_length():
+            raise ValueError(
+                f"input_ids {tuple(input_ids.shape)} and attention_mask {tuple(mask.shape)} must be one whole "
+                f"conversation, longer than the {cache.get_seq_length()} tokens in the cache"
+            )
+        return input_ids, mask
+    if len(input_ids) != len(past):
+        raise ValueError(f"{len(input_ids)} rows of input_ids, but the conversation has {len(past)}")
     length = past.shape[1]
     whole = input_ids.shape[1] >= length and torch.equal(input_ids[:, :length], cache.said)
     new = input_ids[:, length:] if whole else input_ids

@@ -125,10 +125,12 @@ class StreamChatDecoderLayer(Qwen2DecoderLayer):
     def _scale(self, gate: torch.Tensor, branch: torch.Tensor) -> torch.Tensor:
         return (gate if self.gate == "linear" else gate.tanh()) * branch
 
+    def _cross_norm(self, states: torch.Tensor) -> torch.Tensor:
+        return (self.cross_attn_layernorm if self.cross_attn.own_projections else self.input_layernorm)(states)
+
     def visual_key_values(self, visual_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys (not rotated) and values `(S, K, M, d)` of visual tokens `(S, M, D)` at this layer."""
-        norm = self.input_layernorm if self.cross_attn.own_projections is False else self.cross_attn_layernorm
-        return self.cross_attn.key_values(norm(visual_states), self.self_attn)
+        return self.cross_attn.key_values(self._cross_norm(visual_states), self.self_attn)
 
     def update_visual(self, visual_states: torch.Tensor) -> torch.Tensor:
         """Visual tokens `(S, M, D)` as the next chosen layer sees them: `v + g_v * VFFN(norm_v(v))`."""
@@ -138,8 +140,9 @@ class StreamChatDecoderLayer(Qwen2DecoderLayer):
 
     def cross_attend(self, hidden_states, text_rotary, keys, values, context: VisualContext) -> torch.Tensor:
         """`x + g_c * CrossAttn(norm1(x), kv)`; exactly `x` where no frame is visible."""
-        norm = self.input_layernorm if self.cross_attn.own_projections is False else self.cross_attn_layernorm
-        seen = self.cross_attn(norm(hidden_states), text_rotary, keys, values, context.mask, self.self_attn)
+        seen = self.cross_attn(
+            self._cross_norm(hidden_states), text_rotary, keys, values, context.mask, self.self_attn
+        )
         branch = self._scale(self.cross_attn_gate, seen)
         if context.any_visible is not None:
             branch = torch.where(context.any_visible, branch, 0)

@@ -4,6 +4,8 @@ The wall clock's first stage *grabs* frames into a bounded queue, the only place
 *encodes* them into ready rows, which are never dropped and are all taken by the next decoding step.
 """
 
+import contextlib
+import math
 import threading
 import time
 from collections import deque
@@ -44,8 +46,9 @@ class FrameSource:
         self._iterator: Iterator = iter(frames)
         self._fps = fps
         self._state = state
-        self._count = 0
-        self._newest = state.newest_frame_time if state.frames_taken and not self.live else None
+        self._newest = None
+        if not self.live and (state.waiting or state.frames_taken):
+            self._newest = state.waiting[-1][0] if state.waiting else state.newest_frame_time
         self._shape = None
 
     def next_frame(self, now: Callable[[], int] | None = None) -> tuple | None:
@@ -55,7 +58,11 @@ class FrameSource:
             StreamingError: naming source and time, if the source raises or an item does not fit.
         """
         if self._state.waiting:
-            return self._state.waiting.popleft()
+            frame = self._state.waiting.popleft()
+            if self.live and now is not None and frame[0] > now() / 1000:
+                # It came after the last token, where the clock goes on: there it can only be from now.
+                frame = frame._replace(t_sec=now() / 1000) if hasattr(frame, "keys") else (now() / 1000, frame[1])
+            return frame
         try:
             item = next(self._iterator)
         except StopIteration:
@@ -64,9 +71,7 @@ class FrameSource:
             reason = getattr(error, "reason", error)  # an error of a video stream names its source already
             raise StreamingError(f"{self.name} failed {self._after()}: {reason}") from error
         t_sec, pixels = self._read(item)
-        if self.live and now is not None:
-            t_sec = now() / 1000
-        self._count += 1
+        t_sec = now() / 1000 if self.live and now is not None else self._seconds(t_sec)
         if not isinstance(pixels, torch.Tensor) or pixels.ndim != 3:
             what = tuple(pixels.shape) if hasattr(pixels, "shape") else type(pixels).__name__
             raise StreamingError(f"{self.name} at {t_sec:.3f} s: a frame must be a tensor (C, H, W), not {what}")
@@ -80,14 +85,24 @@ class FrameSource:
         self._newest, self._shape = t_sec, pixels.shape
         return t_sec, pixels
 
-    def _read(self, item) -> tuple[float, torch.Tensor]:
+    def _read(self, item) -> tuple:
         if hasattr(item, "pixel_values"):
-            return float(item.t_sec), item.pixel_values
+            return item.t_sec, item.pixel_values
         if isinstance(item, tuple) and len(item) == 2:
-            return float(item[0]), item[1]
+            return item
         if self._fps is None:
             raise StreamingError(f"{self.name}: frames without times need fps=, the rate at which they were taken")
-        return self._count / self._fps, item
+        self._state.untimed_frames += 1
+        return (self._state.untimed_frames - 1) / self._fps, item
+
+    def _seconds(self, t_sec) -> float:
+        try:
+            seconds = float(t_sec)
+        except (TypeError, ValueError):
+            seconds = math.nan
+        if not math.isfinite(seconds):
+            raise StreamingError(f"{self.name} {self._after()}: a frame's time must be in seconds, not {t_sec!r}")
+        return seconds
 
     def _after(self) -> str:
         return "before its first frame" if self._newest is None else f"after {self._newest:.3f} s"
@@ -96,7 +111,8 @@ class FrameSource:
         """Closes the source, if it can be closed."""
         close = getattr(self._iterator, "close", None)
         if close is not None:
-            close()
+            with contextlib.suppress(ValueError):  # a generator still at work on its next frame
+                close()
 
 
 class FrameReader:
@@ -135,15 +151,25 @@ class FrameReader:
         self._changed = threading.Condition()
         self._stop = threading.Event()
         self._ended = False
-        self._encoding = False
+        self._encoding = False  # whether the encode stage may still deliver frames
+        self._closed = False
         self._device_type = device_type
         self._threads: list[threading.Thread] = []
 
     def take_due(self, now: int) -> list[ReadyFrame]:
-        """All frames up to `now` in milliseconds, pulled and encoded here; the first later one waits."""
-        ready, due = [], []
+        """All frames up to `now` in milliseconds, pulled and encoded here; the first later one waits.
+
+        Raises:
+            StreamingError: if the source fails; the frames before that wait for the next call.
+        """
+        ready: list[ReadyFrame] = []
+        due: list = []
         while not self._ended:
-            frame = self._source.next_frame()
+            try:
+                frame = self._source.next_frame()
+            except StreamingError:
+                self._state.waiting.extend([*ready, *due])
+                raise
             if frame is None:
                 self._ended = True
             elif to_milliseconds(frame[0]) > now:
@@ -160,7 +186,11 @@ class FrameReader:
         # Frames that waited since the last call may have been encoded then; they come first.
         ready, raw = [f for f in frames if hasattr(f, "keys")], [f for f in frames if not hasattr(f, "keys")]
         if raw:
-            encoded, self._state.vision_cache = self._encode(raw, self._state.vision_cache)
+            try:
+                encoded, self._state.vision_cache = self._encode(raw, self._state.vision_cache)
+            except Exception as error:
+                where = f"{self._source.name} at {raw[0][0]:.3f} s"
+                raise StreamingError(f"{where}: encoding failed: {error}") from error
             ready += encoded
         return ready
 
@@ -168,9 +198,9 @@ class FrameReader:
         """Starts both stages; `now()` is the wall clock in milliseconds of stream time."""
         if self._ended:
             return
-        self._now = now
+        self._now, self._encoding = now, True
         self._threads = [
-            threading.Thread(target=self._guard, args=(stage,), name=f"streamchat {name}", daemon=True)
+            threading.Thread(target=self._guard, args=(name, stage), name=f"streamchat {name}", daemon=True)
             for name, stage in (("grab", self._grab), ("encode", self._like_caller(self._encode_loop)))
         ]
         for thread in self._threads:
@@ -185,7 +215,7 @@ class FrameReader:
         with self._changed:
             ready = list(self._ready)
             self._ready.clear()
-            if not ready and self._error is not None:
+            if not ready and self._error is not None and not self._encoding:
                 raise self._error
         return ready
 
@@ -196,65 +226,69 @@ class FrameReader:
             StreamingError: if nothing arrives within `timeout` seconds.
         """
         with self._changed:
-            if not self._changed.wait_for(lambda: self._ready or self._error or not self._running(), timeout):
+            if not self._changed.wait_for(lambda: self._ready or not self._encoding, timeout):
                 raise StreamingError(f"{self._source.name}: no frame arrived within {timeout:g} s")
 
     def close(self, timeout: float = 5.0) -> None:
-        """Stops both stages; frames that no step has taken wait in the stream's state for the next call."""
+        """Stops both stages; frames that no step has taken wait in the stream's state for the next call.
+
+        A source that hangs is left behind after `timeout` seconds; what it still delivers then waits there, too.
+        """
         self._stop.set()
         with self._changed:
             self._changed.notify_all()
-        for thread in self._threads:
-            thread.join(timeout)
+        # Only the source can hang; the frame being encoded is part of the vision tower's state already.
+        for thread, limit in zip(self._threads, (timeout, None), strict=False):
+            thread.join(limit)
+        self._threads = []
         with self._changed:
             self._state.waiting.extendleft(reversed([*self._ready, *self._queue]))
             self._ready.clear()
             self._queue.clear()
+            self._closed = True
 
     def close_source(self) -> None:
         """Closes the source itself, after it failed."""
         self._source.close()
 
-    def _running(self) -> bool:
-        return not self._ended or bool(self._queue) or self._encoding
-
-    def _guard(self, stage: Callable[[], None]) -> None:
+    def _guard(self, name: str, stage: Callable[[], None]) -> None:
+        failure = None
         try:
             stage()
         except Exception as error:
-            if not isinstance(error, StreamingError):
-                error = StreamingError(f"{self._source.name}: encoding failed: {error}")
-            with self._changed:
-                self._error = error
-                self._changed.notify_all()
+            failure = error if isinstance(error, StreamingError) else StreamingError(f"{self._source.name}: {error}")
+        with self._changed:
+            self._error = self._error or failure
+            if name == "encode":
+                self._encoding = False
+            self._changed.notify_all()
 
     def _grab(self) -> None:
         while not self._stop.is_set():
             frame = self._source.next_frame(self._now)
             if frame is None:
                 break
-            if not self.live and not self._wait_until(to_milliseconds(frame[0])):
-                self._state.waiting.appendleft(frame)
-                return
+            if not self.live:
+                self._wait_until(to_milliseconds(frame[0]))
             self._enqueue(frame)
         with self._changed:
             self._ended = not self._stop.is_set()
             self._changed.notify_all()
 
-    def _wait_until(self, due: int) -> bool:
+    def _wait_until(self, due: int) -> None:
         while (wait := due - self._now()) > 0:
             if self._stop.wait(wait / 1000):
-                return False
-        return not self._stop.is_set()
+                return
 
     def _enqueue(self, frame) -> None:
         with self._changed:
             if self._policy == "block":
                 self._changed.wait_for(lambda: len(self._queue) < self._capacity or self._stop.is_set())
-            while self._policy != "block" and len(self._queue) >= self._capacity:
+            # Once stopped, nothing is dropped any more: all that is here waits for the next call.
+            while len(self._queue) >= self._capacity and not self._stop.is_set():
                 self._queue.popleft()
                 self.dropped += 1
-            self._queue.append(frame)
+            (self._state.waiting if self._closed else self._queue).append(frame)
             self._changed.notify_all()
 
     def _encode_loop(self) -> None:
@@ -264,11 +298,9 @@ class FrameReader:
                 if self._stop.is_set() or not self._queue:
                     return
                 frame = self._queue.popleft()
-                self._encoding = True
                 self._changed.notify_all()
             ready = self._encode_now([frame])
             with self._changed:
-                self._encoding = False
                 self._ready.extend(ready)
                 self._changed.notify_all()
 

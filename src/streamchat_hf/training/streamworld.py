@@ -48,6 +48,7 @@ class Recipe:
         seed: of weights, worlds and order.
         model: fields of `StreamChatConfig`; the vocabulary is StreamWorld's.
         align: stage 1: number of `frames` of a clip, `mix` of the samples, and arguments of the `trainer`.
+        refine: the same once more, with another mix.
         talk: the same for stage 2.
         fps: frame rate of the clips, and the processor's default.
         threads: CPU threads of a process, 0 for torch's choice.
@@ -56,6 +57,7 @@ class Recipe:
     seed: int
     model: dict[str, Any]
     align: dict[str, Any]
+    refine: dict[str, Any]
     talk: dict[str, Any]
     fps: float = 2.0
     threads: int = 0
@@ -134,17 +136,17 @@ def _common(recipe: Recipe, output_dir: Path) -> dict[str, Any]:
     }
 
 
-def align(recipe: Recipe, model, output_dir: Path, resume: bool) -> list[dict]:
+def align(recipe: Recipe, stage: dict[str, Any], seed: int, model, output_dir: Path, resume: bool) -> list[dict]:
     """Stage 1: the tower and the projector learn to name what they see. Returns the log."""
     tokenizer = build_tokenizer()
     slots = {
         slot: tokenizer.convert_tokens_to_ids(list(VALUES[slot]))
         for slot in ("colour", "shape", "digit", "motion", "count")
     }
-    inputs = _inputs(recipe, recipe.align, recipe.seed, model, ALIGNMENT_INPUTS)
+    inputs = _inputs(recipe, stage, seed, model, ALIGNMENT_INPUTS)
     trainer = GateTrainer(
         TowerAlignment(model, slots),
-        TrainingArguments(**_common(recipe, output_dir), **recipe.align["trainer"]),
+        TrainingArguments(**_common(recipe, output_dir), **stage["trainer"]),
         train_dataset=inputs.numbers(),
         data_collator=inputs,
     )
@@ -165,7 +167,7 @@ def talk(recipe: Recipe, model, processor, output_dir: Path, resume: bool) -> li
         bf16=False,
         **recipe.talk["trainer"],
     )
-    inputs = _inputs(recipe, recipe.talk, recipe.seed + 1, model, TALK_INPUTS)
+    inputs = _inputs(recipe, recipe.talk, recipe.seed + 2, model, TALK_INPUTS)
     trainer = SFTTrainer(
         model,
         arguments,
@@ -182,7 +184,7 @@ def _checkpoint(output_dir: Path, resume: bool) -> str | None:
 
 
 def train(recipe_path: str | Path, output_dir: str | Path, resume: bool = True) -> Path:
-    """Runs both stages and writes model, processor, recipe and log; an interrupted run goes on where it stopped.
+    """Runs all stages and writes model, processor, recipe and log; an interrupted run goes on where it stopped.
 
     Args:
         recipe_path: YAML file with the fields of [`Recipe`].
@@ -196,16 +198,16 @@ def train(recipe_path: str | Path, output_dir: str | Path, resume: bool = True) 
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     model, processor = build_model(recipe)
-    aligned = output_dir / "aligned"
-    log: dict[str, list] = {"align": [], "talk": []}
-    if resume and (aligned / "model.safetensors").exists():
-        model = StreamChatForConditionalGeneration.from_pretrained(aligned)
-        log["align"] = json.loads((aligned / "log.json").read_text())
-    else:
-        log["align"] = align(recipe, model, output_dir / "align", resume)
-        (aligned / "log.json").parent.mkdir(parents=True, exist_ok=True)
-        (aligned / "log.json").write_text(json.dumps(log["align"]))
-        model.save_pretrained(aligned)
+    log: dict[str, list] = {}
+    for i, name in enumerate(("align", "refine")):
+        done = output_dir / name / "done"
+        if resume and (done / "log.json").exists():
+            model = StreamChatForConditionalGeneration.from_pretrained(done)
+            log[name] = json.loads((done / "log.json").read_text())
+        else:
+            log[name] = align(recipe, getattr(recipe, name), recipe.seed + i, model, output_dir / name, resume)
+            model.save_pretrained(done)
+            (done / "log.json").write_text(json.dumps(log[name]))
     log["talk"] = talk(recipe, model, processor, output_dir / "talk", resume)
     final = output_dir / "final"
     model.save_pretrained(final)
