@@ -113,3 +113,16 @@ def test_rows_of_one_stream_are_padded_alike(model):
 def test_no_decoding_loop_may_count_on_cropping(model):
     """On some devices transformers decodes a step too far and crops it away, if the cache says that it can."""
     assert not StreamingCache(model.config).is_croppable
+
+
+def test_after_a_reset_nothing_is_remembered(model):
+    frames = frames_at(at_rate(2, 4))
+    options = {"start_time": 1.0, "tokens_per_second": 2, "max_new_tokens": 4, "return_dict_in_generate": True}
+    first = model.generate(torch.tensor([[5, 6, 7]]), frames=iter(frames), output_logits=True, **options)
+    cache = first.past_key_values
+    cache.reset()
+    assert cache.visual_context(1) is None and cache.history is None and cache.clock == 0
+    again = model.generate(
+        torch.tensor([[5, 6, 7]]), frames=iter(frames), past_key_values=cache, output_logits=True, **options
+    )
+    torch.testing.assert_close(torch.stack(again.logits), torch.stack(first.logits), atol=1e-5, rtol=0)

@@ -492,6 +492,13 @@ def test_without_frames_generate_is_qwen2(model):
         assert both[0].tolist() == both[1].tolist(), options
 
 
+def test_padding_is_guessed_as_transformers_does(model):
+    prompt = torch.tensor([PROMPT, [0, 0, 5, 9]])
+    options = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    both = [m.generate(prompt, **options).tolist() for m in (model, qwen_twin(model))]
+    assert both[0] == both[1]
+
+
 def test_generation_config_object_is_honoured(model):
     config = GenerationConfig(max_new_tokens=4, do_sample=False, return_dict_in_generate=True, eos_token_id=None)
     out = model.generate(

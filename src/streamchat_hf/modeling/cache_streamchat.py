@@ -88,6 +88,9 @@ class StreamingCache(DynamicCache):
     def __init__(self, config, streams: int = 1):
         super().__init__(config=config.get_text_config(decoder=True))
         self.window = config.visual_window
+        self._begin(streams)
+
+    def _begin(self, streams: int) -> None:
         self.clock = 0
         self.streams = [StreamState() for _ in range(streams)]
         self.keys: torch.Tensor | None = None
@@ -97,6 +100,11 @@ class StreamingCache(DynamicCache):
         self.history_mask: torch.LongTensor | None = None
         self._grid: tuple[int, int] | None = None
         self._mask: torch.Tensor | None = None
+
+    def reset(self) -> None:
+        """Forgets text, frames and times, for a new conversation of as many streams."""
+        super().reset()
+        self._begin(len(self.streams))
 
     @property
     def visual_bytes(self) -> int:
@@ -119,9 +127,6 @@ class StreamingCache(DynamicCache):
         Raises:
             ValueError: if its visual tokens differ in number from those of the frames before.
         """
-        state = self.streams[stream]
-        state.speak()
-        index = state.timeline.add_frame(while_speaking=state.speaking)
         if self.keys is None:
             layers, heads, tokens, head_dim = frame.keys.shape
             shape = (layers, len(self.streams), heads, self.window, tokens, head_dim)
@@ -133,6 +138,9 @@ class StreamingCache(DynamicCache):
             raise ValueError(
                 f"the frame at {frame.t_sec:.3f} s has {frame.grid} visual tokens, the frames before it {self._grid}"
             )
+        state = self.streams[stream]
+        state.speak()
+        index = state.timeline.add_frame(while_speaking=state.speaking)
         position = visual_index_3d(torch.tensor(index, device=frame.keys.device), *frame.grid)  # (N, 3)
         cos, sin = rotary_angles(position, rotary_emb.inv_freq, rotary_emb.attention_scaling, frame.keys.dtype)
         slot = state.frames_taken % self.window

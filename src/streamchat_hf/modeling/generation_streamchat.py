@@ -273,9 +273,11 @@ class StreamingGenerationMixin(GenerationMixin):
         start = cache.clock if start_time is None else to_milliseconds(start_time)
         if start < cache.clock:
             raise ValueError(f"start_time={start / 1000} lies before the stream's clock, {cache.clock / 1000} s")
-        conversation, mask = _with_history(cache, input_ids, kwargs.pop("attention_mask", None))
-        readers = self._open_readers(frames, fps, cache, backpressure)
         end_ids = self._end_ids(generation_config, kwargs)
+        mask = kwargs.pop("attention_mask", None)
+        mask = self._padding_mask(input_ids, end_ids) if mask is None else mask
+        conversation, mask = _with_history(cache, input_ids, mask)
+        readers = self._open_readers(frames, fps, cache, backpressure)
         feed = StreamFeed(self, cache, readers, start, tokens_per_second, mask, end_ids, streamer)
         options = {"attention_mask": mask, "frames": feed, "frame_timeout": frame_timeout, "streamer": streamer}
         output = self._watch(
@@ -323,6 +325,13 @@ class StreamingGenerationMixin(GenerationMixin):
         ids = kwargs.get("eos_token_id", self.generation_config.eos_token_id if ids is None else ids)
         return set() if ids is None else set(torch.as_tensor(ids).flatten().tolist())
 
+    def _padding_mask(self, input_ids: torch.LongTensor, end_ids: set[int]) -> torch.LongTensor:
+        """As transformers guesses it: padding is the padding token, unless that also ends answers."""
+        padding = self.generation_config.pad_token_id
+        if padding is None or padding in end_ids:
+            return torch.ones_like(input_ids)
+        return (input_ids != padding).long()
+
     def _obstacle_to_streaming(self, input_ids, generation_config, kwargs: dict) -> str | None:
         def setting(name):
             given = (
@@ -359,11 +368,10 @@ def _clip_as_streams(clip: torch.Tensor, times: torch.Tensor | None, start_time:
     return [iter(row) for row in rows], start_time
 
 
-def _with_history(cache: StreamingCache, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None):
+def _with_history(cache: StreamingCache, input_ids: torch.LongTensor, mask: torch.LongTensor):
     """The whole conversation and its mask, whether the caller passed all of it or only what is new."""
     past = cache.history
     if past is None:  # a new conversation
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         if mask.shape != input_ids.shape or input_ids.shape[1] <= cache.get_seq_length():
             raise ValueError(
                 f"input_ids {tuple(input_ids.shape)} and attention_mask {tuple(mask.shape)} must be one whole "
@@ -375,8 +383,5 @@ def _with_history(cache: StreamingCache, input_ids: torch.LongTensor, attention_
     length = past.shape[1]
     whole = input_ids.shape[1] >= length and torch.equal(input_ids[:, :length], cache.said)
     new = input_ids[:, length:] if whole else input_ids
-    if attention_mask is None:
-        new_mask = torch.ones_like(new)
-    else:
-        new_mask = attention_mask[:, attention_mask.shape[1] - new.shape[1] :]
+    new_mask = mask[:, mask.shape[1] - new.shape[1] :]
     return torch.cat((past, new), dim=1), torch.cat((cache.history_mask, new_mask), dim=1)

@@ -30,12 +30,14 @@ def rotary_angles(
     Returns:
         `cos (..., d)` and `sin (..., d)`.
     """
-    sections = torch.tensor(rotary_sections(inv_freq.shape[0]), device=index.device)
+    device = index.device
+    place = torch.device("cpu") if device.type == "mps" else device  # Apple's GPUs have no float64
+    sections = torch.tensor(rotary_sections(inv_freq.shape[0]), device=place)
     # (..., 3) -> (..., d/2): each frequency turns with its own component of the index
-    component = index.double().repeat_interleave(sections, dim=-1, output_size=inv_freq.shape[0])
-    angles = component * inv_freq.to(index.device, torch.float64)
+    component = index.to(place, torch.float64).repeat_interleave(sections, dim=-1, output_size=inv_freq.shape[0])
+    angles = component * inv_freq.to(place, torch.float64)
     angles = torch.cat((angles, angles), dim=-1)
-    return (angles.cos() * scaling).to(dtype), (angles.sin() * scaling).to(dtype)
+    return (angles.cos() * scaling).to(device, dtype), (angles.sin() * scaling).to(device, dtype)
 
 
 def text_index_3d(text_index: torch.LongTensor) -> torch.LongTensor:
