@@ -1,0 +1,1 @@
+../../modeling/backbones_streamchat.py

@@ -1,0 +1,1 @@
+../../processing/frames_streamchat.py

@@ -1,0 +1,1 @@
+../../modeling/reader_streamchat.py

@@ -1,0 +1,1 @@
+../../modeling/rotary_streamchat.py

@@ -1,0 +1,1 @@
+../../modeling/timeline_streamchat.py
