@@ -136,9 +136,9 @@ def card(scores: dict, log: dict, config: dict, parameters: int) -> str:
         commit=log["commit"],
         seed=recipe["seed"],
         align_steps=sum(recipe[stage]["trainer"]["max_steps"] for stage in ("align", "refine")),
-        talk_steps=recipe["talk"]["trainer"]["max_steps"],
+        talk_steps=sum(recipe[stage]["trainer"]["max_steps"] for stage in ("talk", "practise")),
         align_minutes=minutes["align"] + minutes["refine"],
-        talk_minutes=minutes["talk"],
+        talk_minutes=minutes["talk"] + minutes["practise"],
         threads=recipe["threads"],
         table=table(scores),
     )

@@ -22,7 +22,7 @@ def small(tmp_path) -> Path:
     vision, text = recipe["model"]["vision_config"], recipe["model"]["text_config"]
     vision |= {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
     text |= {"hidden_size": 24, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2}
-    for stage in ("align", "refine", "talk"):
+    for stage in ("align", "refine", "talk", "practise"):
         recipe[stage]["frames"] = 8
         recipe[stage]["trainer"] |= {"max_steps": 4, "per_device_train_batch_size": 2, "save_steps": 2}
         recipe[stage]["trainer"]["warmup_steps"] = 1
@@ -46,7 +46,7 @@ def test_shipped_recipe_builds_the_shipped_architecture():
 
 def test_unknown_fields_are_refused(tmp_path):
     path = tmp_path / "recipe.yaml"
-    path.write_text("seed: 1\nmodel: {}\nalign: {}\nrefine: {}\ntalk: {}\nspeed: 3\n")
+    path.write_text("seed: 1\nmodel: {}\nalign: {}\nrefine: {}\ntalk: {}\npractise: {}\nspeed: 3\n")
     with pytest.raises(TypeError, match="speed"):
         Recipe.load(path)
 

@@ -49,7 +49,7 @@ class Recipe:
         model: fields of `StreamChatConfig`; the vocabulary is StreamWorld's.
         align: stage 1: number of `frames` of a clip, `mix` of the samples, and arguments of the `trainer`.
         refine: the same once more, with another mix.
-        talk: the same for stage 2.
+        talk, practise: the same for stage 2.
         fps: frame rate of the clips, and the processor's default.
         threads: CPU threads of a process, 0 for torch's choice.
     """
@@ -59,6 +59,7 @@ class Recipe:
     align: dict[str, Any]
     refine: dict[str, Any]
     talk: dict[str, Any]
+    practise: dict[str, Any]
     fps: float = 2.0
     threads: int = 0
 
@@ -136,8 +137,9 @@ def _common(recipe: Recipe, output_dir: Path) -> dict[str, Any]:
     }
 
 
-def align(recipe: Recipe, stage: dict[str, Any], seed: int, model, output_dir: Path, resume: bool) -> list[dict]:
+def align(recipe: Recipe, name: str, seed: int, model, output_dir: Path, resume: bool) -> list[dict]:
     """Stage 1: the tower and the projector learn to name what they see. Returns the log."""
+    stage = getattr(recipe, name)
     tokenizer = build_tokenizer()
     slots = {
         slot: tokenizer.convert_tokens_to_ids(list(VALUES[slot]))
@@ -154,8 +156,9 @@ def align(recipe: Recipe, stage: dict[str, Any], seed: int, model, output_dir: P
     return trainer.state.log_history
 
 
-def talk(recipe: Recipe, model, processor, output_dir: Path, resume: bool) -> list[dict]:
+def talk(recipe: Recipe, name: str, seed: int, model, output_dir: Path, resume: bool) -> list[dict]:
     """Stage 2: the text model learns to talk about what the frozen tower shows. Returns the log."""
+    stage = getattr(recipe, name)
     model.model.vision_tower.requires_grad_(False)
     model.model.projector.requires_grad_(False)
     arguments = SFTConfig(
@@ -165,18 +168,21 @@ def talk(recipe: Recipe, model, processor, output_dir: Path, resume: bool) -> li
         packing=False,
         gradient_checkpointing=False,
         bf16=False,
-        **recipe.talk["trainer"],
+        **stage["trainer"],
     )
-    inputs = _inputs(recipe, recipe.talk, recipe.seed + 2, model, TALK_INPUTS)
+    inputs = _inputs(recipe, stage, seed, model, TALK_INPUTS)
     trainer = SFTTrainer(
         model,
         arguments,
         train_dataset=inputs.numbers(),
         data_collator=inputs,
-        processing_class=processor.tokenizer,
+        processing_class=build_tokenizer(),
     )
     trainer.train(resume_from_checkpoint=_checkpoint(output_dir, resume))
     return trainer.state.log_history
+
+
+STAGES = {"align": align, "refine": align, "talk": talk, "practise": talk}
 
 
 def _checkpoint(output_dir: Path, resume: bool) -> str | None:
@@ -199,16 +205,15 @@ def train(recipe_path: str | Path, output_dir: str | Path, resume: bool = True) 
         torch.set_num_threads(recipe.threads)
     model, processor = build_model(recipe)
     log: dict[str, list] = {}
-    for i, name in enumerate(("align", "refine")):
+    for i, (name, run) in enumerate(STAGES.items()):
         done = output_dir / name / "done"
         if resume and (done / "log.json").exists():
             model = StreamChatForConditionalGeneration.from_pretrained(done)
             log[name] = json.loads((done / "log.json").read_text())
         else:
-            log[name] = align(recipe, getattr(recipe, name), recipe.seed + i, model, output_dir / name, resume)
+            log[name] = run(recipe, name, recipe.seed + i, model, output_dir / name, resume)
             model.save_pretrained(done)
             (done / "log.json").write_text(json.dumps(log[name]))
-    log["talk"] = talk(recipe, model, processor, output_dir / "talk", resume)
     final = output_dir / "final"
     model.save_pretrained(final)
     processor.save_pretrained(final)
