@@ -27,7 +27,7 @@ def table(scores: dict) -> str:
         "",
         "How often a word is true of the world when it is spoken, in clips of colours and shapes that were never",
         "shown together in training. *Frozen*: the same model and clips, with the video stopped at the question.",
-        "*Blind*: with every frame black.",
+        "*Blind*: with every frame grey.",
         "",
         "| words about | watching on | frozen | blind | chance | words |",
         "|---|---:|---:|---:|---:|---:|",

@@ -8,6 +8,7 @@ own, so that the two cannot differ.
 """
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -20,7 +21,8 @@ from streamchat_hf.evaluation.streamworld import evaluate
 
 
 def store(source: Path, dest: Path) -> None:
-    """Writes model and processor to `dest`, half as large as in `source`."""
+    """Writes model and processor to `dest`, half as large as in `source`; what was there is gone."""
+    shutil.rmtree(dest, ignore_errors=True)
     model = StreamChatForConditionalGeneration.from_pretrained(source).to(torch.bfloat16)
     model.save_pretrained(dest)
     StreamChatProcessor.from_pretrained(source).save_pretrained(dest)
@@ -43,7 +45,6 @@ def link_code(dest: Path) -> None:
 
 if __name__ == "__main__":
     folder = tiny_checkpoint()
-    folder.mkdir(parents=True, exist_ok=True)
     store(Path(sys.argv[1]), folder)
     model = StreamChatForConditionalGeneration.from_pretrained(folder).eval()
     result = evaluate(model, StreamChatProcessor.from_pretrained(folder))
