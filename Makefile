@@ -1,7 +1,7 @@
 # make demo     a tiny model watches a clip while it answers (installs into .venv first, about a minute)
 # make test     the test suite: CPU, offline
 # make check    lint, format, types
-# make train-tiny   trains the shipped checkpoint again, into runs/streamworld (about half an hour on two cores)
+# make train-tiny   trains the shipped checkpoint again, into runs/streamworld (under an hour on two cores)
 PYTHON ?= python3
 JOBS ?= 2
 VENV := .venv
