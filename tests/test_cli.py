@@ -78,6 +78,22 @@ def test_chat_draws_the_frames_it_saw(fake, tmp_path):
     assert (38, 38, 38) in colours
 
 
+def test_the_film_strip_of_a_chat_has_the_frozen_answer_beneath(fake, tmp_path, monkeypatch):
+    seen, ask = [], cli.ask
+
+    def spy(model, processor, question, frames, **options):
+        frames = list(frames)
+        seen.append([frame[0] for frame in frames])
+        return ask(model, processor, question, frames, **options)
+
+    monkeypatch.setattr(cli, "ask", spy)
+    flags = ("--at", 3, "--fps", 1, "--tokens-per-second", 2)
+    assert "frozen:" not in run("chat", "clip", "?", *flags).output and len(seen) == 1
+    output = run("chat", "clip", "?", *flags, "--filmstrip", tmp_path / "strip.png").output
+    assert "frozen:" in output
+    assert seen[1:] == [[float(t) for t in range(10)], [0.0, 1.0, 2.0, 3.0]]
+
+
 def test_chat_cuts_and_passes_the_model_on(fake):
     flags = ("--tokens-per-second", 2, "--max-new-tokens", 2, "--model", "me/x", "--trust-remote-code")
     assert "a red" in run("chat", "clip", "?", *flags).output.splitlines()

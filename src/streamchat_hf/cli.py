@@ -5,7 +5,7 @@ import itertools
 import json
 import math
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -138,9 +138,15 @@ def chat(
             max_new_tokens=max_new_tokens,
             on_words=show,
         )
-    console.print(Text(answer.text))
+    frozen = None
+    if filmstrip and not getattr(stream, "live", False):  # a live source cannot be watched again
+        with closing(processor.stream(source, fps=fps)) as past:
+            frozen = _frozen_answer(talker, processor, answer, past)
+        _print_both(console, answer, frozen)
+    else:
+        console.print(Text(answer.text))
     if filmstrip:
-        draw_filmstrip(answer.words, frames.images, filmstrip, question, at)
+        draw_filmstrip(answer.words, frames.images, filmstrip, question, at, frozen.words if frozen else ())
         console.print(f"film strip: {filmstrip}")
     _write_json(json_file, answer.to_dict())
 
@@ -239,6 +245,20 @@ def _live_table(console: Console, question: str, at: float) -> Iterator[Callable
 
 def _seconds(time: float) -> str:
     return "–" if math.isnan(time) else f"{time:.2f} s"
+
+
+def _frozen_answer(talker: Any, processor: Any, answer: Answer, frames: Iterable[Any]) -> Answer:
+    """The same question with the video stopped when it was asked, spoken at the pace of `answer`."""
+    seconds = answer.token_times[-1] - answer.token_times[0] if answer.ids else 0.0
+    return ask(
+        talker,
+        processor,
+        answer.question,
+        itertools.takewhile(lambda frame: frame[0] <= answer.start_time, frames),
+        start_time=answer.start_time,
+        tokens_per_second=(len(answer.ids) - 1) / seconds if seconds else 1.0,
+        max_new_tokens=max(len(answer.ids), 1),
+    )
 
 
 def _print_both(console: Console, live: Answer, frozen: Answer) -> None:
