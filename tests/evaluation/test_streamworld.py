@@ -3,7 +3,12 @@
 import pytest
 import torch
 
-from streamchat_hf import StreamChatProcessor, StreamFormerVideoProcessor
+from streamchat_hf import (
+    StreamChatForConditionalGeneration,
+    StreamChatProcessor,
+    StreamFormerVideoProcessor,
+    tiny_checkpoint,
+)
 from streamchat_hf.data.streamworld_dialogue import EOS, answer, build_tokenizer
 from streamchat_hf.evaluation import streamworld
 from streamchat_hf.evaluation.streamworld_cases import streamworld_cases
@@ -71,3 +76,14 @@ def test_batches_share_a_moment():
     batches = list(streamworld._batches(list(streamworld_cases(60, "seen", 0))))
     assert sum(map(len, batches)) == 60
     assert all(len({case.ask_time for case in batch}) == 1 and len(batch) <= streamworld.BATCH for batch in batches)
+
+
+def test_the_shipped_checkpoint_watches():
+    """Far from its full score's sample, but no model that ignores the frames, or only looks once, gets through."""
+    model = StreamChatForConditionalGeneration.from_pretrained(tiny_checkpoint()).eval()
+    processor = StreamChatProcessor.from_pretrained(tiny_checkpoint())
+    result = streamworld.evaluate(model, processor, seed=5, clips=24, progress=False)
+    score = result["state_accuracy"]
+    assert result["n"] > 250
+    assert score["fresh"] >= 0.85 and score["frozen"] <= 0.6 and score["grey"] <= score["chance"] + 0.1
+    assert result["moved"]["frozen"]["accuracy"] <= 0.2 and result["unmoved"]["frozen"]["accuracy"] >= 0.7
