@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from streamchat_hf.modeling.cache_streamchat import ReadyFrame, StreamState
-from streamchat_hf.modeling.reader_streamchat import FrameReader, FrameSource, StreamingError, WallClock
+from streamchat_hf.modeling.reader_streamchat import FrameReader, FrameSource, StreamingError, StreamTime
 
 
 def pixels(value):
@@ -44,7 +44,7 @@ class Camera:
 
 
 def open_reader(frames, state, encode=encode, policy="block", capacity=4):
-    return FrameReader(FrameSource(frames, None, state), state, encode, policy, "cpu", capacity)
+    return FrameReader(FrameSource(frames, None, state), state, encode, policy, "cpu", capacity=capacity)
 
 
 def drain(reader):
@@ -77,7 +77,7 @@ def test_a_frame_that_is_not_due_waits_for_the_next_call():
 def test_a_full_queue_drops_the_oldest_and_counts(policy):
     camera, state = Camera(), StreamState()
     reader = open_reader(camera, state, slow_encode, policy)
-    reader.start(WallClock(0))
+    reader.start(StreamTime(0))
     taken = shown(drain(reader))
     reader.close()
     assert taken == sorted(taken) and taken[-1] == 59
@@ -87,7 +87,7 @@ def test_a_full_queue_drops_the_oldest_and_counts(policy):
 def test_blocking_drops_nothing():
     camera, state = Camera(live=False, count=12), StreamState()
     reader = open_reader(camera, state, slow_encode)
-    reader.start(WallClock(0))
+    reader.start(StreamTime(0))
     assert shown(drain(reader)) == list(range(12))
     assert reader.dropped == 0
 
@@ -96,8 +96,8 @@ def test_nothing_is_lost_between_calls():
     camera, state = iter(Camera(count=40)), StreamState()
     seen = []
     for _ in range(3):
-        reader = FrameReader(FrameSource(camera, None, state), state, slow_encode, "block", "cpu", 4)
-        reader.start(WallClock(0))
+        reader = FrameReader(FrameSource(camera, None, state), state, slow_encode, "block", "cpu", capacity=4)
+        reader.start(StreamTime(0))
         time.sleep(0.06)
         seen += shown(reader.take_ready())
         reader.close()
@@ -114,7 +114,7 @@ def test_frames_before_a_failure_are_delivered_first():
         raise OSError("unplugged")
 
     reader = open_reader(source(), StreamState())
-    reader.start(WallClock(0))
+    reader.start(StreamTime(0))
     taken = []
     with pytest.raises(StreamingError, match=r"generator failed after 0.010 s: unplugged"):
         for _ in range(500):
@@ -129,16 +129,16 @@ def test_a_failing_encoder_is_named():
         raise RuntimeError("out of memory")
 
     reader = open_reader([(0.0, pixels(0))], StreamState(), broken)
-    reader.start(WallClock(0))
+    reader.start(StreamTime(0))
     with pytest.raises(StreamingError, match="list at 0.000 s: encoding failed: out of memory"):
-        reader.wait_for_first(5)
+        reader.wait_for_first()
         reader.take_ready()
     reader.close()
 
 
 def test_a_live_frame_is_stamped_on_arrival():
     reader = open_reader(Camera(count=3, pause=0.03), StreamState())
-    reader.start(WallClock(5000))
+    reader.start(StreamTime(5000))
     times = [frame.t_sec for frame in drain(reader)]
     assert times[0] >= 5.03 and all(b - a >= 0.029 for a, b in pairwise(times))
 
@@ -156,8 +156,8 @@ def test_a_failure_waits_for_the_frames_still_being_encoded():
         raise OSError("unplugged")
 
     reader = open_reader(source(), StreamState(), slow_encode)
-    reader.start(WallClock(0))
-    reader.wait_for_first(5)
+    reader.start(StreamTime(0))
+    reader.wait_for_first()
     assert shown(reader.take_ready()) == [0]
     with pytest.raises(StreamingError, match="unplugged"):
         drain(reader)
@@ -185,8 +185,8 @@ def test_a_source_that_hangs_is_left_behind_but_not_its_frame():
         yield 0.01, pixels(1)
 
     reader = open_reader(source(), state)
-    reader.start(WallClock(0))
-    reader.wait_for_first(5)
+    reader.start(StreamTime(0))
+    reader.wait_for_first()
     reader.close(timeout=0.05)
     reader.close_source()  # a generator at work cannot be closed; that must not hide an error
     unplugged.set()
@@ -204,7 +204,7 @@ def test_closing_waits_for_the_frame_being_encoded():
 
     state = StreamState()
     reader = open_reader([(0.0, pixels(0))], state, very_slow_encode)
-    reader.start(WallClock(0))
+    reader.start(StreamTime(0))
     time.sleep(0.05)
     reader.close(timeout=0.05)
     assert shown(state.waiting) == [0] and state.vision_cache == 1
@@ -231,7 +231,7 @@ def test_a_live_frame_that_waited_comes_no_later_than_now():
     state = StreamState()
     state.waiting.extend([(0.5, pixels(0)), ReadyFrame(9.0, pixels(1), pixels(1), (1, 1)), (9.5, pixels(2))])
     reader = open_reader(Camera(count=0), state)
-    reader.start(WallClock(1000))
+    reader.start(StreamTime(1000))
     times = [frame.t_sec for frame in drain(reader)]
     reader.close()
     assert times[0] == 0.5 and 1.0 <= times[1] <= times[2] < 6.0

@@ -46,6 +46,7 @@ class StreamState:
         newest_frame_time: presentation time of the newest of them in seconds, nan before the first.
         vision_cache: the vision tower's own state.
         waiting: frames pulled from the source that were not due when the last call ended.
+        frame_shape: `(C, H, W)` of its frames; `None` before the first.
         untimed_frames: how many frames without times of their own have been pulled; the number of the next one.
     """
 
@@ -58,6 +59,7 @@ class StreamState:
         self.newest_frame_time = float("nan")
         self.vision_cache = None
         self.waiting: deque = deque()
+        self.frame_shape: tuple[int, ...] | None = None
         self.untimed_frames = 0
 
     def speak(self) -> None:

@@ -2,14 +2,17 @@
 
 import math
 from collections.abc import Callable, Iterable
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import GenerationMixin
 from transformers.generation import GenerateDecoderOnlyOutput
 
 from .cache_streamchat import ReadyFrame, StreamingCache
-from .reader_streamchat import BACKPRESSURE, ENCODE_CHUNK, FrameReader, FrameSource, StreamingError, WallClock
+from .clock_streamchat import SimulatedClock, WallClock
+from .reader_streamchat import BACKPRESSURE, ENCODE_CHUNK, FrameReader, FrameSource, StreamingError
 from .timeline_streamchat import NEVER, to_milliseconds
 
 
@@ -38,33 +41,32 @@ class StreamingGenerateOutput(GenerateDecoderOnlyOutput):
 
 
 class StreamFeed:
-    """One call's view of its streams: the clock, the readers, and the frame behind every token.
+    """One call's view of its streams: the clock, and the frame behind every token.
 
     It travels through transformers' generation loop as the `frames` argument and holds no state beyond the call.
     """
 
-    def __init__(self, model, cache, readers, start: int, tokens_per_second, prompt_mask, end_ids, streamer):
-        self.model, self.cache, self.readers = model, cache, readers
-        self.start, self.tokens_per_second = start, tokens_per_second
+    def __init__(self, model, cache, clock, prompt_mask, end_ids, streamer):
+        self.model, self.cache, self.clock = model, cache, clock
         self.prompt_mask, self.end_ids, self.streamer = prompt_mask, end_ids, streamer
         self.prompt_length = prompt_mask.shape[1]
+        self.dropped_before = [reader.dropped for reader in clock.readers]
         self.tokens: torch.LongTensor | None = None
         self.times: list[int] = []
         self.newest: list[list[float]] = []
         self.frame_log: list[list[tuple[float, float]]] = [[] for _ in cache.streams]
-        self._wall: WallClock | None = None
 
     def __deepcopy__(self, memo) -> "StreamFeed":
         raise ValueError("frames cannot be shared between candidates: assisted decoding does not work with frames")
 
-    def before_step(self, tokens: torch.LongTensor, frame_timeout: float) -> None:
+    def before_step(self, tokens: torch.LongTensor) -> None:
         """Shows the model what it may see before it speaks the next token of `tokens (batch, length)`."""
         step = max(tokens.shape[1] - self.prompt_length, 0)
         self.tokens = tokens
         if step < len(self.times):  # another chunk of a prompt that is prefilled in chunks
             return
         self._mark_ended(tokens, step)
-        frames, now = self._due_frames(step, frame_timeout)
+        frames, now = self.clock.next_step()
         self.model.refresh_visual(self.cache, frames)
         for log, arrived in zip(self.frame_log, frames, strict=True):
             log.extend((frame.t_sec, now / 1000) for frame in arrived)
@@ -73,26 +75,6 @@ class StreamFeed:
         if hasattr(self.streamer, "put_times"):
             ages = [now / 1000 - newest for newest in self.newest[-1]]
             self.streamer.put_times([now / 1000] * len(ages), self.newest[-1], ages)
-
-    def _due_frames(self, step: int, frame_timeout: float) -> tuple[list[list[ReadyFrame]], int]:
-        if self.tokens_per_second is not None:
-            now = self.start + round(step * 1000 / self.tokens_per_second)
-            return [reader.take_due(now) for reader in self.readers], now
-        if self._wall is None:
-            # What a file shows up to the question lies in the past: it is read before the clock starts to run.
-            frames = [[] if reader.live else reader.take_due(self.start) for reader in self.readers]
-            self._wall = WallClock(self.start)
-            for reader in self.readers:
-                reader.start(self._wall)
-            for reader, arrived, state in zip(self.readers, frames, self.cache.streams, strict=True):
-                if not arrived and not state.frames_taken:
-                    reader.wait_for_first(frame_timeout)
-                    arrived += reader.take_ready()
-        else:
-            frames = [reader.take_ready() for reader in self.readers]
-        # A frame's takeover must come after the step before it, or a replay could not tell which step saw it first.
-        earliest = self.start if not self.times else self.times[-1] + int(any(frames))
-        return frames, max(self._wall(), earliest)
 
     def _mark_ended(self, tokens: torch.LongTensor, step: int) -> None:
         if step < 1 or not self.end_ids or len(tokens) != len(self.cache.streams):
@@ -104,8 +86,6 @@ class StreamFeed:
 
     def finish(self, sequences: torch.LongTensor | None) -> None:
         """Closes the turn in the cache: what was said is history, what comes next happens in silence."""
-        for reader in self.readers:
-            reader.close()
         cache = self.cache
         said = sequences if sequences is not None else self.tokens
         if said is None or not self.times:
@@ -148,7 +128,9 @@ class StreamFeed:
             newest_frame_times=newest,
             frame_age=times - newest,
             frame_log=self.frame_log,
-            dropped_frames=[reader.dropped for reader in self.readers],
+            dropped_frames=[
+                reader.dropped - before for reader, before in zip(self.clock.readers, self.dropped_before, strict=True)
+            ],
         )
 
 
@@ -197,12 +179,10 @@ class StreamingGenerationMixin(GenerationMixin):
             return
         super()._prepare_cache_for_generation(generation_config, model_kwargs, generation_mode, batch_size, max_length)
 
-    def prepare_inputs_for_generation(
-        self, input_ids, past_key_values=None, frames=None, frame_timeout: float = 30.0, **kwargs
-    ):
+    def prepare_inputs_for_generation(self, input_ids, past_key_values=None, frames=None, **kwargs):
         """Shows the newest frames to the cache, then prepares the step as usual."""
         if isinstance(frames, StreamFeed):
-            frames.before_step(input_ids, frame_timeout)
+            frames.before_step(input_ids)
         inputs = super().prepare_inputs_for_generation(input_ids, past_key_values=past_key_values, **kwargs)
         if getattr(past_key_values, "is_streaming", False):
             inputs.pop("position_ids", None)  # the cache's timeline knows them
@@ -231,7 +211,7 @@ class StreamingGenerationMixin(GenerationMixin):
             generation_config: as in transformers.
             frames: an iterable of `(t_sec, pixel_values (C, H, W))` items, by position or attribute; a list of
                 iterators is one stream per row. `pixel_values_videos (B, T, C, H, W)` with `frame_times` is a clip
-                that has already been seen.
+                that has already been seen. A [`SimulatedClock`] or [`WallClock`] is used as it is and stays open.
             fps: frame rate of bare tensors without times.
             start_time: seconds of stream time at which the question is asked. Default: the cache's clock, 0.0 when
                 new; the end of the clip with `pixel_values_videos`.
@@ -239,7 +219,7 @@ class StreamingGenerationMixin(GenerationMixin):
                 sees exactly the frames up to then. `None`: the wall clock.
             backpressure: what happens under the wall clock when frames arrive faster than they are encoded:
                 `"block"` the source, `"drop_oldest"`, or keep only the `"latest"`.
-            frame_timeout: seconds to wait for the first frame under the wall clock.
+            frame_timeout: seconds that a source may take for one frame under the wall clock.
             streamer: as in transformers. Its method `put_times(token_times, newest_frame_times, frame_ages)`, if it
                 has one, is called before each token with a list over streams, in seconds.
             **kwargs: everything else `generate` takes.
@@ -263,8 +243,6 @@ class StreamingGenerationMixin(GenerationMixin):
             return super().generate(input_ids, generation_config, *args, streamer=streamer, **kwargs)
         if obstacle:
             raise ValueError(obstacle)
-        if backpressure not in BACKPRESSURE:
-            raise ValueError(f"backpressure={backpressure!r} must be one of {', '.join(BACKPRESSURE)}")
         if tokens_per_second is not None and not tokens_per_second > 0:
             raise ValueError(f"tokens_per_second={tokens_per_second} must be positive, or None for the wall clock")
 
@@ -277,27 +255,34 @@ class StreamingGenerationMixin(GenerationMixin):
         mask = kwargs.pop("attention_mask", None)
         mask = self._padding_mask(input_ids, end_ids) if mask is None else mask
         conversation, mask = _with_history(cache, input_ids, mask)
-        readers = self._open_readers(frames, fps, cache, backpressure)
-        feed = StreamFeed(self, cache, readers, start, tokens_per_second, mask, end_ids, streamer)
-        options = {"attention_mask": mask, "frames": feed, "frame_timeout": frame_timeout, "streamer": streamer}
-        output = self._watch(
-            feed,
-            lambda: super(StreamingGenerationMixin, self).generate(
-                conversation, generation_config, *args, **options, **kwargs
-            ),
-        )
+        lasting = hasattr(frames, "next_step")  # a clock that its owner opened and will close
+        clock: Any = frames
+        if not lasting:
+            readers = self.open_readers(frames, cache, fps, backpressure, frame_timeout)
+            clock = SimulatedClock(readers, tokens_per_second) if tokens_per_second else WallClock(readers)
+        feed = StreamFeed(self, cache, clock, mask, end_ids, streamer)
+        options = {"attention_mask": mask, "frames": feed, "streamer": streamer}
+        with nullcontext() if lasting else closing(clock):
+            output = self._watch(
+                feed,
+                start,
+                lambda: super(StreamingGenerationMixin, self).generate(
+                    conversation, generation_config, *args, **options, **kwargs
+                ),
+            )
         return feed.with_times(output, skip=conversation.shape[1] - input_ids.shape[1])
 
     @staticmethod
-    def _watch(feed: StreamFeed, decode: Callable):
-        """Runs the decoding loop; whatever happens, no thread, reader or half-told turn is left behind."""
+    def _watch(feed: StreamFeed, start: int, decode: Callable):
+        """Runs the decoding loop; whatever happens, no half-told turn is left behind."""
         output = None
         try:
+            feed.clock.ask(start)
             output = decode()
             return output
         except StreamingError as error:
             error.partial = feed.tokens
-            for reader in feed.readers:
+            for reader in feed.clock.readers:
                 reader.close()
                 reader.close_source()
             raise
@@ -306,7 +291,21 @@ class StreamingGenerationMixin(GenerationMixin):
             if output is None and feed.streamer is not None:
                 feed.streamer.end()  # or whoever reads from it would wait for ever
 
-    def _open_readers(self, frames, fps, cache: StreamingCache, policy: str) -> list[FrameReader]:
+    def open_readers(
+        self,
+        frames,
+        cache: StreamingCache,
+        fps: float | None = None,
+        backpressure: str = "block",
+        frame_timeout: float = 30.0,
+    ) -> list[FrameReader]:
+        """Readers for the streams of a cache; arguments are those of [`generate`].
+
+        Raises:
+            ValueError: if there are not as many streams of frames as the cache has, or the policy is unknown.
+        """
+        if backpressure not in BACKPRESSURE:
+            raise ValueError(f"backpressure={backpressure!r} must be one of {', '.join(BACKPRESSURE)}")
         if frames is None:
             frames = [iter(()) for _ in cache.streams]
         batch = isinstance(frames, list) and frames and all(hasattr(item, "__next__") for item in frames)
@@ -315,8 +314,11 @@ class StreamingGenerationMixin(GenerationMixin):
             raise ValueError(
                 f"{len(streams)} streams of frames for {len(cache.streams)} rows: give one stream per row"
             )
+        device = self.device.type
         return [
-            FrameReader(FrameSource(stream, fps, state), state, self._encode_frames, policy, self.device.type)
+            FrameReader(
+                FrameSource(stream, fps, state), state, self._encode_frames, backpressure, device, frame_timeout
+            )
             for stream, state in zip(streams, cache.streams, strict=True)
         ]
 

@@ -43,13 +43,13 @@ class FrameSource:
     def __init__(self, frames, fps: float | None, state: StreamState):
         self.name = str(getattr(frames, "source", type(frames).__name__))
         self.live = bool(getattr(frames, "live", False))
+        self.pulled = 0
         self._iterator: Iterator = iter(frames)
         self._fps = fps
         self._state = state
         self._newest = None
         if not self.live and (state.waiting or state.frames_taken):
             self._newest = state.waiting[-1][0] if state.waiting else state.newest_frame_time
-        self._shape = None
 
     def next_frame(self, now: Callable[[], int] | None = None) -> tuple | None:
         """The next frame, or `None` at the end; a live source's is stamped with the time `now()` of its arrival.
@@ -69,20 +69,21 @@ class FrameSource:
             return None
         except Exception as error:
             reason = getattr(error, "reason", error)  # an error of a video stream names its source already
-            raise StreamingError(f"{self.name} failed {self._after()}: {reason}") from error
+            raise StreamingError(f"{self.name} failed {self.after}: {reason}") from error
+        self.pulled += 1
         t_sec, pixels = self._read(item)
         t_sec = now() / 1000 if self.live and now is not None else self._seconds(t_sec)
         if not isinstance(pixels, torch.Tensor) or pixels.ndim != 3:
             what = tuple(pixels.shape) if hasattr(pixels, "shape") else type(pixels).__name__
             raise StreamingError(f"{self.name} at {t_sec:.3f} s: a frame must be a tensor (C, H, W), not {what}")
-        if self._shape is not None and pixels.shape != self._shape:
+        shape = tuple(pixels.shape)
+        if self._state.frame_shape not in (None, shape):
             raise StreamingError(
-                f"{self.name} at {t_sec:.3f} s: the frame's shape changed from {tuple(self._shape)} to "
-                f"{tuple(pixels.shape)}"
+                f"{self.name} at {t_sec:.3f} s: the frame's shape changed from {self._state.frame_shape} to {shape}"
             )
         if self._newest is not None and t_sec < self._newest:
             raise StreamingError(f"{self.name}: time runs backwards, {t_sec:.3f} s after {self._newest:.3f} s")
-        self._newest, self._shape = t_sec, pixels.shape
+        self._newest, self._state.frame_shape = t_sec, shape
         return t_sec, pixels
 
     def _read(self, item) -> tuple:
@@ -101,10 +102,12 @@ class FrameSource:
         except (TypeError, ValueError):
             seconds = math.nan
         if not math.isfinite(seconds):
-            raise StreamingError(f"{self.name} {self._after()}: a frame's time must be in seconds, not {t_sec!r}")
+            raise StreamingError(f"{self.name} {self.after}: a frame's time must be in seconds, not {t_sec!r}")
         return seconds
 
-    def _after(self) -> str:
+    @property
+    def after(self) -> str:
+        """The last good frame's time, for messages."""
         return "before its first frame" if self._newest is None else f"after {self._newest:.3f} s"
 
     def close(self) -> None:
@@ -124,10 +127,13 @@ class FrameReader:
         encode: `encode(frames, vision_cache) -> ready frames, vision_cache`.
         policy: what a full queue does: `"block"` the source, `"drop_oldest"`, or keep the `"latest"` alone.
         device_type: where encoding runs, for autocast.
+        timeout: seconds that the source may take for one frame under the wall clock.
         capacity: length of that queue, in frames.
 
     Attributes:
+        state: as given.
         live: whether the source is stamped on arrival.
+        encoded: frames encoded.
         dropped: frames dropped by the policy.
     """
 
@@ -138,11 +144,12 @@ class FrameReader:
         encode: Callable,
         policy: str,
         device_type: str,
+        timeout: float = 30.0,
         capacity: int = 32,
     ):
-        self.dropped = 0
-        self.live = source.live
-        self._source, self._state, self._encode, self._policy = source, state, encode, policy
+        self.encoded = self.dropped = 0
+        self.live, self.state = source.live, state
+        self._source, self._encode, self._policy, self._timeout = source, encode, policy, timeout
         self._capacity = 1 if policy == "latest" else capacity
         self._now: Callable[[], int] | None = None
         self._queue: deque = deque()
@@ -153,8 +160,14 @@ class FrameReader:
         self._ended = False
         self._encoding = False  # whether the encode stage may still deliver frames
         self._closed = False
+        self._pulling_since: float | None = None
         self._device_type = device_type
         self._threads: list[threading.Thread] = []
+
+    @property
+    def grabbed(self) -> int:
+        """Frames pulled from the source."""
+        return self._source.pulled
 
     def take_due(self, now: int) -> list[ReadyFrame]:
         """All frames up to `now` in milliseconds, pulled and encoded here; the first later one waits.
@@ -164,34 +177,46 @@ class FrameReader:
         """
         ready: list[ReadyFrame] = []
         due: list = []
-        while not self._ended:
-            try:
-                frame = self._source.next_frame()
-            except StreamingError:
-                self._state.waiting.extend([*ready, *due])
-                raise
+        try:
+            while (next_due := self.next_due()) is not None and next_due <= now:
+                due.append(self.state.waiting.popleft())
+                if len(due) == ENCODE_CHUNK:
+                    ready += self._encode_now(due)
+                    due = []
+        except StreamingError:
+            self.put_back([*ready, *due])
+            raise
+        return ready + self._encode_now(due)
+
+    def next_due(self) -> int | None:
+        """Time in milliseconds of the next frame, pulled if none waits; `None` at the end of the source.
+
+        Raises:
+            StreamingError: if the source fails.
+        """
+        if not self.state.waiting and not self._ended:
+            frame = self._source.next_frame()
             if frame is None:
                 self._ended = True
-            elif to_milliseconds(frame[0]) > now:
-                self._state.waiting.appendleft(frame)
-                break
             else:
-                due.append(frame)
-            if len(due) == ENCODE_CHUNK:
-                ready += self._encode_now(due)
-                due = []
-        return ready + self._encode_now(due)
+                self.state.waiting.append(frame)
+        return to_milliseconds(self.state.waiting[0][0]) if self.state.waiting else None
+
+    def put_back(self, frames: list) -> None:
+        """Lets frames that were taken wait for the next call."""
+        self.state.waiting.extendleft(reversed(frames))
 
     def _encode_now(self, frames: list) -> list[ReadyFrame]:
         # Frames that waited since the last call may have been encoded then; they come first.
         ready, raw = [f for f in frames if hasattr(f, "keys")], [f for f in frames if not hasattr(f, "keys")]
         if raw:
             try:
-                encoded, self._state.vision_cache = self._encode(raw, self._state.vision_cache)
+                encoded, self.state.vision_cache = self._encode(raw, self.state.vision_cache)
             except Exception as error:
                 where = f"{self._source.name} at {raw[0][0]:.3f} s"
                 raise StreamingError(f"{where}: encoding failed: {error}") from error
             ready += encoded
+            self.encoded += len(encoded)
         return ready
 
     def start(self, now: Callable[[], int]) -> None:
@@ -217,17 +242,46 @@ class FrameReader:
             self._ready.clear()
             if not ready and self._error is not None and not self._encoding:
                 raise self._error
+            if not ready and self._patience() <= 0:
+                where = f"{self._source.name} {self._source.after}"
+                raise StreamingError(f"{where}: no frame arrived within {self._timeout:g} s")
         return ready
 
-    def wait_for_first(self, timeout: float) -> None:
+    def wait_for_first(self) -> None:
         """Waits until a frame is ready, the source has ended or failed.
 
         Raises:
-            StreamingError: if nothing arrives within `timeout` seconds.
+            StreamingError: if nothing arrives in time.
         """
         with self._changed:
-            if not self._changed.wait_for(lambda: self._ready or not self._encoding, timeout):
-                raise StreamingError(f"{self._source.name}: no frame arrived within {timeout:g} s")
+            if not self._changed.wait_for(lambda: self._ready or not self._encoding, self._timeout):
+                raise StreamingError(f"{self._source.name}: no frame arrived within {self._timeout:g} s")
+
+    def wait(self, interrupted: Callable[[], bool], timeout: float | None) -> None:
+        """Waits until a frame is ready or overdue, the source is over, or `timeout` seconds have passed.
+
+        A `wake()` that finds `interrupted()` true ends it, too.
+        """
+        limits = [limit for limit in (timeout, self._patience()) if limit is not None]
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._ready or not self._encoding or interrupted(), min(limits, default=None)
+            )
+
+    def wake(self) -> None:
+        """Lets `wait` look at `interrupted()` again."""
+        with self._changed:
+            self._changed.notify_all()
+
+    @property
+    def over(self) -> bool:
+        """Whether every frame of the source has been taken."""
+        return not self._encoding and not self._ready and self._error is None
+
+    def _patience(self) -> float:
+        """Seconds left until the frame being pulled is overdue."""
+        since = self._pulling_since
+        return self._timeout if since is None else since + self._timeout - time.monotonic()
 
     def close(self, timeout: float = 5.0) -> None:
         """Stops both stages; frames that no step has taken wait in the stream's state for the next call.
@@ -242,7 +296,7 @@ class FrameReader:
             thread.join(limit)
         self._threads = []
         with self._changed:
-            self._state.waiting.extendleft(reversed([*self._ready, *self._queue]))
+            self.state.waiting.extendleft(reversed([*self._ready, *self._queue]))
             self._ready.clear()
             self._queue.clear()
             self._closed = True
@@ -265,7 +319,11 @@ class FrameReader:
 
     def _grab(self) -> None:
         while not self._stop.is_set():
-            frame = self._source.next_frame(self._now)
+            self._pulling_since = time.monotonic()
+            try:
+                frame = self._source.next_frame(self._now)
+            finally:
+                self._pulling_since = None
             if frame is None:
                 break
             if not self.live:
@@ -288,7 +346,7 @@ class FrameReader:
             while len(self._queue) >= self._capacity and not self._stop.is_set():
                 self._queue.popleft()
                 self.dropped += 1
-            (self._state.waiting if self._closed else self._queue).append(frame)
+            (self.state.waiting if self._closed else self._queue).append(frame)
             self._changed.notify_all()
 
     def _encode_loop(self) -> None:
@@ -316,7 +374,7 @@ class FrameReader:
         return run
 
 
-class WallClock:
+class StreamTime:
     """Stream time in integer milliseconds that follows the wall clock from `start`."""
 
     def __init__(self, start: int):

@@ -1,0 +1,1 @@
+../../modeling/clock_streamchat.py
