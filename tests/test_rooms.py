@@ -19,7 +19,7 @@ ROOMS = ("modeling", "processing")
 CORE = {"torch", "transformers", "huggingface_hub", "safetensors", "av", "PIL", "numpy"}
 ROLES = (
     *("configuration", "modeling", "layers", "rotary", "timeline", "cache", "reader", "clock", "generation"),
-    *("backbones", "frames", "video_processing", "processing"),
+    *("backbones", "sources", "frames", "video_processing", "processing"),
 )
 MODELS = ("streamformer", "streamchat")
 FILE_NAME = re.compile(rf"({'|'.join(ROLES)})(_[a-z]+)*_({'|'.join(MODELS)})\.py|__init__\.py")

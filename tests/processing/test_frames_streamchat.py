@@ -348,8 +348,8 @@ def broken_sources(folder: Path) -> dict[str, tuple]:
     (folder / "album" / "2.png").write_text("this is no image")
     good = PICTURES[0]
 
-    def raising():
-        yield good
+    def raising(after):
+        yield from itertools.repeat(good, after)
         raise OSError("unplugged")
 
     return {
@@ -371,14 +371,19 @@ def broken_sources(folder: Path) -> dict[str, tuple]:
         "backwards": ([(0.0, good), (2.0, good), (1.5, good)], 2, "time runs backwards, to 1.500 s"),
         "no time": ([(0.0, good), (float("nan"), good)], 1, "not a time"),
         "times missing": ([(0.0, good), good], 1, "with and without times"),
-        "raising": (raising(), 1, "OSError: unplugged"),
+        "raising": (raising(1), 1, "OSError: unplugged"),
+        "raising at frame 7": (raising(7), 7, "OSError: unplugged"),
+        "raising at once": (raising(0), 0, "OSError: unplugged"),
+        "grey channel": ([good, good[..., :1]], 1, r"shape \(48, 64, 1\) is no frame"),
+        "two channels": ([torch.zeros(2, 48, 64, dtype=torch.uint8)], 0, r"shape \(2, 48, 64\) is no frame"),
     }
 
 
 FAULTS = (
     "missing", "text", "text as bytes", "empty", "empty bytes", "no index", "sound only", "no camera", "empty folder",
     "broken image in a folder", "float pixels", "four channels", "no channels", "no pixels", "not an image",
-    "backwards", "no time", "times missing", "raising",
+    "backwards", "no time", "times missing", "raising", "raising at frame 7", "raising at once", "grey channel",
+    "two channels",
 )  # fmt: skip
 
 
@@ -420,6 +425,41 @@ def test_an_mp4_cut_within_a_frame_gives_the_frames_before(tmp_path: Path):
     frames, error = until_error(path.read_bytes()[:cut])
     assert [frame.t_sec for frame in frames] == [i / 10 for i in range(12)]
     assert error.t_sec == 1.1
+
+
+def test_an_mp4_cut_within_any_frame_gives_whole_frames_and_then_the_error(tmp_path: Path):
+    path = write_video(tmp_path / "clip.mp4", options={"movflags": "faststart"})
+    whole, frames = path.read_bytes(), list(VideoStream(path))
+    with av.open(str(path)) as container:
+        cuts = [entry.pos + entry.size // 2 for entry in container.streams.video[0].index_entries]
+    lengths = []
+    for cut in cuts:
+        held, error = until_error(whole[:cut])
+        assert error.t_sec == (held[-1].t_sec if held else None)
+        known = {f.t_sec: f.pixel_values for f in frames}
+        assert all(torch.equal(f.pixel_values, known[f.t_sec]) for f in held)
+        lengths.append(len(held))
+    assert lengths == list(range(20))
+
+
+@pytest.mark.parametrize("source", [[], (), iter([]), (p for p in [])])
+def test_a_source_without_frames_ends_at_once(source):
+    assert times(source) == []
+
+
+@pytest.mark.parametrize("pixels", ["gray", "bgra", "yuv444p"])
+def test_a_video_with_other_channels_becomes_rgb(tmp_path: Path, pixels: str):
+    with av.open(str(tmp_path / "clip.mkv"), "w") as container:
+        stream = container.add_stream("ffv1", rate=10)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, pixels
+        for i in range(3):
+            container.mux(
+                stream.encode(av.VideoFrame.from_ndarray(picture(i), format="rgb24").reformat(format=pixels))
+            )
+        container.mux(stream.encode())
+    frames = list(VideoStream(tmp_path / "clip.mkv"))
+    assert [f.pixel_values.shape for f in frames] == [(3, 48, 64)] * 3
+    assert all(abs(image_of(f).mean() - picture(i).mean()) < 3 for i, f in enumerate(frames))
 
 
 @pytest.mark.parametrize(

@@ -4,29 +4,37 @@ import io
 import math
 import numbers
 import os
-import re
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import suppress
 from fractions import Fraction
 from functools import partial
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit, urlunsplit
 
 import av
 import numpy as np
 import torch
-from av.error import EOFError as AvEOFError
 from av.error import ExitError, FFmpegError, InvalidDataError
+from av.format import Flags
 from av.video.reformatter import VideoReformatter
 from PIL import Image, ImageOps
 
-IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-LIVE_SCHEMES = ("rtmp", "rtmps", "rtp", "rtsp", "rtsps", "srt", "tcp", "udp")
+from .sources_streamchat import (
+    STALL_TIMEOUT,
+    Source,
+    VideoStreamError,
+    follow,
+    is_image_name,
+    natural,
+    open_container,
+    reason,
+    watch_folder,
+)
+
 # Containers such as Matroska round times to milliseconds; just over half of one keeps a frame on its tick.
 TICK_TOLERANCE = 0.55e-3
 # Frames per second of images that carry neither times nor a rate.
 DEFAULT_IMAGE_RATE = 1.0
-NETWORK_TIMEOUT = 30.0
 MATROSKA_EBML, MATROSKA_SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 
 # A frame's time in seconds and what turns it into pixels; frames that are not wanted are never converted.
@@ -46,46 +54,38 @@ class VideoFrame(NamedTuple):
     pixel_values: torch.Tensor
 
 
-class VideoStreamError(RuntimeError):
-    """A source of frames is missing, broken, cut off, or yields what is not a frame.
-
-    Args:
-        source: printable name of the source.
-        t_sec: time in seconds of the frame concerned, or of the last good one; `None` before the first.
-        reason: what is wrong.
-    """
-
-    def __init__(self, source: str, t_sec: float | None, reason: str):
-        super().__init__(source, t_sec, reason)
-        self.source, self.t_sec, self.reason = source, t_sec, reason
-
-    def __str__(self) -> str:
-        place = self.source if self.t_sec is None else f"{self.source} at {self.t_sec:.3f} s"
-        return f"{place}: {self.reason}"
-
-
 class VideoStream:
     """An iterator of [`VideoFrame`]s that opens its source at the first frame and closes it after the last.
 
     It also closes on errors, by `close()`, and at the end of a `with` block. A deep copy, which transformers makes of
     generation arguments, is a stream that has ended: frames can be read once.
 
+    A live network address or camera that is lost after its first frame is opened again, after 0.5 s, 1 s, 2 s and so
+    on up to 10 s. Then `t_sec` goes on by the time that has passed. `close()` from another thread ends this waiting at
+    once; a read on the network that is under way then still takes until something arrives, or its timeout.
+
     Args:
-        source: a file, URL, camera or folder of images by name; a camera number; a video as bytes or file object; or
-            an iterable of PIL images, uint8 arrays `(height, width, 3)`, uint8 tensors `(3, height, width)`, or
-            `(t_sec, image)` tuples.
+        source: a file, URL or folder of images by name; a camera as `camera:0`, `camera:NAME`, `/dev/video0` or by
+            its number; a screen as `screen` or `screen:SPEC`; a video as bytes or file object; or an iterable of PIL
+            images, uint8 arrays `(height, width, 3)`, uint8 tensors `(3, height, width)`, or `(t_sec, image)` tuples.
         fps: frames per second to keep: the first frame at or after each tick `k / fps`, never one twice. It is also
             the rate of images that carry no times (default there: 1). `None` keeps every frame.
         transform: applied to each uint8 `(3, height, width)` image; `None` leaves it as it is.
+        live: whether frames happen now; `None` judges by the source. A live folder is watched for new images.
+        stall_timeout: seconds after which a live source without a frame, or a read on the network without an answer,
+            is an error; `None` waits, and opens it again, for ever. The driver of a camera, a file object or an
+            iterable that blocks cannot be interrupted.
 
     Attributes:
         source: printable name of the source, without credentials.
-        live: whether frames happen now, so that a wall clock should stamp them on arrival: cameras, live protocols
-            and iterables without a length.
+        live: whether frames happen now, so that a wall clock should stamp them on arrival: as given, or true for
+            cameras, screens, live protocols, playlists without an end, and iterables without a length. To find out
+            about a playlist it is opened, at the first use of this attribute or the first frame.
         fps: as given.
+        reconnects: how often a lost connection was opened again and gave frames.
 
     Raises:
-        ValueError: if `fps` is not a positive number.
+        ValueError: if `fps` or `stall_timeout` is not a positive number.
         VideoStreamError: while iterating.
     """
 
@@ -94,17 +94,29 @@ class VideoStream:
         source: Any,
         fps: float | None = None,
         transform: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        live: bool | None = None,
+        stall_timeout: float | None = STALL_TIMEOUT,
     ):
-        self.source, self.live, self.fps = source_name(source), is_live(source), fps
-        self._reader = read_images(source, fps)
+        self._source = Source(source, live, stall_timeout)
+        self.source, self.fps = self._source.name, fps
+        self._reader = _read(self._source, fps)
         self._transform = transform
-        self._closed = False
+
+    @property
+    def live(self) -> bool:
+        """Whether frames happen now."""
+        return self._source.live
+
+    @property
+    def reconnects(self) -> int:
+        """How often a lost connection was opened again and gave frames."""
+        return self._source.reconnects
 
     def __iter__(self) -> "VideoStream":
         return self
 
     def __next__(self) -> VideoFrame:
-        if self._closed:
+        if self._source.closed.is_set():
             raise StopIteration
         try:
             t_sec, load = next(self._reader)
@@ -113,7 +125,7 @@ class VideoStream:
         except BaseException:
             self.close()
             raise
-        if self._closed:
+        if self._source.closed.is_set():
             # Another thread closed the stream meanwhile and had to leave the running reader alone.
             self._reader.close()
             raise StopIteration
@@ -121,7 +133,7 @@ class VideoStream:
 
     def close(self) -> None:
         """Closes the source; the stream has then ended."""
-        self._closed = True
+        self._source.closed.set()
         with suppress(ValueError):  # "generator already executing": `__next__` closes it
             self._reader.close()
 
@@ -132,8 +144,8 @@ class VideoStream:
         self.close()
 
     def __deepcopy__(self, memo: dict) -> "VideoStream":
-        ended = type(self)((), fps=self.fps)
-        ended.source, ended.live = self.source, self.live
+        ended = type(self)((), fps=self.fps, live=self.live)
+        ended.source = self.source
         ended.close()
         return ended
 
@@ -154,13 +166,18 @@ def read_images(source: Any, fps: float | None = None, rate: float | None = None
         ValueError: at once, if `fps` is not a positive number.
         VideoStreamError: while iterating, after the frames before the fault; also from `load()`.
     """
+    return _read(Source(source), fps, rate)
+
+
+def _read(source: Source, fps: float | None, rate: float | None = None) -> TimedImages:
     if fps is not None and not (math.isfinite(fps) and fps > 0):
         raise ValueError(f"fps must be a positive number, not {fps}")
-    return _checked(_open(source, rate or fps or DEFAULT_IMAGE_RATE), source_name(source), fps)
+    return _checked(_open(source, rate or fps or DEFAULT_IMAGE_RATE), source, fps)
 
 
-def _checked(frames: TimedImages, name: str, fps: float | None) -> TimedImages:
+def _checked(frames: TimedImages, source: Source, fps: float | None) -> TimedImages:
     newest, next_tick = None, 0
+    source.renew()
     try:
         for t_sec, load in frames:
             if not math.isfinite(t_sec):
@@ -168,14 +185,20 @@ def _checked(frames: TimedImages, name: str, fps: float | None) -> TimedImages:
             if newest is not None and t_sec < newest:
                 raise ValueError(f"time runs backwards, to {t_sec:.3f} s")
             newest = t_sec
+            wanted = True
             if fps is not None:
                 tick = math.floor((t_sec + TICK_TOLERANCE) * fps)
-                if tick < next_tick:
-                    continue
-                next_tick = tick + 1
-            yield t_sec, partial(_load, load, name, t_sec)
+                wanted, next_tick = tick >= next_tick, max(next_tick, tick + 1)
+            if wanted:
+                yield t_sec, partial(_load, load, source.name, t_sec)
+            source.renew()
     except Exception as error:
-        raise VideoStreamError(name, newest, _reason(error)) from error
+        if source.closed.is_set():
+            return  # by another thread: nobody waits for what was still under way
+        if isinstance(error, FFmpegError):
+            error.args = error.args[:2]  # the others are the URL with its password, and FFmpeg's log of it
+        why = source.stalled() if isinstance(error, ExitError) else reason(error)
+        raise VideoStreamError(source.name, newest, why) from error
     finally:
         frames.close()
 
@@ -184,67 +207,16 @@ def _load(load: Callable[[], torch.Tensor], name: str, t_sec: float) -> torch.Te
     try:
         return load()
     except Exception as error:
-        raise VideoStreamError(name, t_sec, _reason(error)) from error
+        raise VideoStreamError(name, t_sec, reason(error)) from error
 
 
-def _reason(error: Exception) -> str:
-    if isinstance(error, VideoStreamError):
-        return str(error)
-    if isinstance(error, FileNotFoundError):
-        return "no such file"
-    if isinstance(error, ExitError):
-        return f"nothing arrived for {NETWORK_TIMEOUT:g} s"
-    if isinstance(error, InvalidDataError | AvEOFError):
-        return f"not a video, or a damaged one ({error.strerror})"
-    if isinstance(error, FFmpegError):
-        return error.strerror
-    return str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
-
-
-def source_name(source: Any) -> str:
-    """A short printable name of a source: no credentials, no content."""
-    if isinstance(source, str | os.PathLike):
-        name = os.fspath(source)
-        if "://" not in name:
-            return name
-        parts = urlsplit(name)
-        return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
-    if isinstance(source, int):
-        return f"camera {source}"
-    if isinstance(source, bytes | bytearray | memoryview):
-        return f"{len(source)} bytes"
-    name = getattr(source, "source", None) or getattr(source, "name", None)
-    if isinstance(name, str):
-        return name
-    size = f" of {len(source)}" if hasattr(source, "__len__") else ""
-    return type(source).__name__ + size
-
-
-def is_live(source: Any) -> bool:
-    """Whether a source's frames happen now: cameras, live protocols, pipes, iterables without a length."""
-    if isinstance(source, str | os.PathLike):
-        name = os.fspath(source)
-        return _is_camera(name) or ("://" in name and urlsplit(name).scheme in LIVE_SCHEMES)
-    if isinstance(source, int):
-        return True
-    if hasattr(source, "read"):
-        return not source.seekable()
-    return bool(getattr(source, "live", not hasattr(source, "__len__")))
-
-
-def _is_camera(name: str) -> bool:
-    return name.startswith("/dev/video")
-
-
-def _open(source: Any, rate: float) -> TimedImages:
-    if isinstance(source, int):
-        source = f"/dev/video{source}"
-    if isinstance(source, str | os.PathLike):
-        source = os.fspath(source)
-        return _read_folder(source, rate) if os.path.isdir(source) else _read_video(source)
-    if isinstance(source, bytes | bytearray | memoryview) or hasattr(source, "read"):
+def _open(source: Source, rate: float) -> TimedImages:
+    given = source.given
+    if isinstance(given, str) and os.path.isdir(given):
+        return _read_items(watch_folder(source), rate) if source.live else _read_folder(given, rate)
+    if isinstance(given, str | bytes | bytearray | memoryview) or hasattr(given, "read"):
         return _read_video(source)
-    return _read_items([source] if isinstance(source, Image.Image) else source, rate)
+    return _read_items([given] if isinstance(given, Image.Image) else given, rate)
 
 
 def _read_items(items: Iterable, rate: float) -> TimedImages:
@@ -263,17 +235,11 @@ def _read_items(items: Iterable, rate: float) -> TimedImages:
 
 
 def _read_folder(path: str, rate: float) -> TimedImages:
-    names = sorted((n for n in os.listdir(path) if n.lower().endswith(IMAGE_SUFFIXES) and n[0] != "."), key=_natural)
+    names = sorted(filter(is_image_name, os.listdir(path)), key=natural)
     if not names:
         raise ValueError("the folder holds no images")
     for index, name in enumerate(names):
         yield index / rate, partial(_read_image, os.path.join(path, name))
-
-
-def _natural(name: str) -> list:
-    """Sorts `frame2` before `frame10`."""
-    parts = re.split(r"(\d+)", name)
-    return [int(part) if i % 2 else part.casefold() for i, part in enumerate(parts)]
 
 
 def _read_image(path: str) -> torch.Tensor:
@@ -314,69 +280,71 @@ def to_image_tensor(image: Any) -> torch.Tensor:
     return image if first else image.permute(2, 0, 1)
 
 
-def _read_video(source: Any) -> TimedImages:
-    head, size = _head_and_size(source)
+def _read_video(source: Source) -> TimedImages:
+    if source.is_line:
+        yield from follow(source, partial(_read_container, source=source))
+        return
+    head, size = _head_and_size(source.given)
     if size == 0:
         raise ValueError("the file is empty")
-    with _open_container(source) as container:
-        stream = container.streams.best("video")
-        if stream is None:
-            raise ValueError("there is no video stream in it")
-        # AVI stores no presentation times, and what is reported as such is not in order.
-        by_decoding_time = container.format.name == "avi"
-        origin = None if by_decoding_time or stream.start_time is None else stream.start_time * stream.time_base
-        t_sec, to_rgb = None, None
-        for frame in _decode(container, stream, tolerant=is_live(source)):
-            if to_rgb is None:
-                to_rgb = partial(_to_rgb, converter=VideoReformatter(), matrix=_display_matrix(frame))
-            stamp = frame.dts if by_decoding_time else frame.pts
-            if stamp is None:
-                # An elementary stream has no times at all: only then is its nominal rate all there is.
-                t_sec = Fraction(0) if t_sec is None else t_sec + 1 / Fraction(stream.guessed_rate or 25)
-            else:
-                stamp = stamp * stream.time_base
-                origin = stamp if origin is None else origin
-                t_sec = stamp - origin
-            yield float(t_sec), partial(to_rgb, frame)
-        if t_sec is None:
-            raise ValueError("no frame in it could be decoded")
-        if _is_cut_off(stream, head, size):
+    with open_container(source.given, (source.stall_timeout, source.stall_timeout)) as container:
+        yield from _read_container(container, source)
+        if _is_cut_off(container.streams.best("video"), head, size):
             raise ValueError("the file is cut off here")
 
 
-def _open_container(source: Any) -> av.container.InputContainer:
-    if not isinstance(source, str):
-        if hasattr(source, "read"):
-            if source.seekable():
-                source.seek(0)
+def _read_container(container: av.container.InputContainer, source: Source) -> TimedImages:
+    stream = container.streams.best("video")
+    if stream is None:
+        raise ValueError("there is no video stream in it")
+    # AVI stores no presentation times, and what is reported as such is not in order.
+    by_decoding_time = container.format.name == "avi"
+    # Nor do the pictures of a cheap camera, one JPEG after the other: what is reported there is a made-up rate.
+    by_arrival = source.live and bool(container.format.flags & Flags.no_timestamps.value)
+    known = not (by_decoding_time or by_arrival or stream.start_time is None)
+    origin = stream.start_time * stream.time_base if known else None
+    t_sec, to_rgb = None, None
+    for frame in _decode(container, stream, source):
+        if to_rgb is None:
+            to_rgb = partial(_to_rgb, converter=VideoReformatter(), matrix=_display_matrix(frame))
+        stamp = frame.dts if by_decoding_time else frame.pts
+        if by_arrival:
+            seconds = time.monotonic()
         else:
-            source = io.BytesIO(source)
-        return av.open(source)
-    if _is_camera(source):
-        return av.open(source, format="video4linux2,v4l2")
-    if "://" not in source:
-        return av.open(source)
-    # Over UDP, the default, RTSP loses packets and does not pass most routers.
-    options = {"rtsp_transport": "tcp"} if urlsplit(source).scheme in ("rtsp", "rtsps") else {}
-    return av.open(source, options=options, timeout=NETWORK_TIMEOUT)
+            seconds = None if stamp is None else stamp * stream.time_base
+        if seconds is None:
+            # An elementary stream has no times at all: only then is its nominal rate all there is.
+            t_sec = Fraction(0) if t_sec is None else t_sec + 1 / Fraction(stream.guessed_rate or 25)
+        else:
+            origin = seconds if origin is None else origin
+            t_sec = seconds - origin
+        yield float(t_sec), partial(to_rgb, frame)
+    if t_sec is None:
+        raise ValueError("no frame in it could be decoded")
 
 
-def _decode(container, stream, tolerant: bool) -> Iterator[av.VideoFrame]:
-    """Decodes all frames; on an error it first gives those that are still in the decoder.
+def _decode(container: av.container.InputContainer, stream: Any, source: Source) -> Iterator[av.VideoFrame]:
+    """Decodes all frames; on an error in a file it first gives those that are still in the decoder.
 
-    A `tolerant` run skips packets that cannot be decoded: on a live line some get lost, and the first ones may refer
-    to a key frame before them.
+    A live source may lose packets, and the first ones may refer to a key frame before them: what cannot be decoded
+    there is skipped.
     """
     try:
-        for packet in container.demux(stream):
+        # All of a live source is read, so that sound alone does not hide that the picture stands still.
+        for packet in container.demux(None if source.live else stream):
+            if source.live and source.left() <= 0:
+                raise ValueError(source.stalled())
+            if packet.stream.index != stream.index:
+                continue
             try:
                 yield from packet.decode()
             except InvalidDataError:
-                if not tolerant:
+                if not source.live:
                     raise
     except FFmpegError:
-        with suppress(FFmpegError):
-            yield from stream.codec_context.decode(None)
+        if not source.live:
+            with suppress(FFmpegError):
+                yield from stream.codec_context.decode(None)
         raise
 
 

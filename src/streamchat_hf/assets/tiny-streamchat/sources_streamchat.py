@@ -1,0 +1,1 @@
+../../processing/sources_streamchat.py
