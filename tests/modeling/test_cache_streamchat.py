@@ -126,3 +126,44 @@ def test_after_a_reset_nothing_is_remembered(model):
         torch.tensor([[5, 6, 7]]), frames=iter(frames), past_key_values=cache, output_logits=True, **options
     )
     torch.testing.assert_close(torch.stack(again.logits), torch.stack(first.logits), atol=1e-5, rtol=0)
+
+
+def two_turns(model, then):
+    """Two turns of a conversation, `then(cache)`, and the logits of a third."""
+    source, cache = iter(frames_at(at_rate(2, 20))), None
+    for start, prompt in ((1.0, [5, 6, 7]), (6.0, [8, 9]), (12.0, [10, 11])):
+        if start == 12.0:
+            then(cache)
+        output = model.generate(
+            torch.tensor([prompt]),
+            frames=source,
+            start_time=start,
+            tokens_per_second=2,
+            past_key_values=cache,
+            max_new_tokens=5,
+            eos_token_id=None,
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
+        cache = output.past_key_values
+    return torch.stack(output.logits), cache
+
+
+def test_forgotten_text_is_as_if_it_were_masked(model):
+    def mask(cache):
+        cache.history_mask[:, 2:8] = 0
+
+    forgotten, cache = two_turns(model, lambda cache: cache.forget_text(2, 8))
+    masked, whole = two_turns(model, mask)
+    remembered, _ = two_turns(model, lambda cache: None)
+    torch.testing.assert_close(forgotten, masked, atol=1e-5, rtol=0)
+    assert (forgotten - remembered).abs().max() > 1e-3
+    assert cache.get_seq_length() == whole.get_seq_length() - 6
+    assert cache.said.tolist()[0] == whole.said.tolist()[0][:2] + whole.said.tolist()[0][8:]
+
+
+def test_all_that_was_read_can_be_forgotten_and_no_more(model):
+    logits, cache = two_turns(model, lambda cache: cache.forget_text(0, cache.get_seq_length()))
+    assert logits.isfinite().all() and cache.said.shape[1] == 1 + 2 + 5  # the unread token, prompt, answer
+    with pytest.raises(ValueError, match="cannot forget tokens 3 to 99: 7 have been read"):
+        cache.forget_text(3, 99)

@@ -46,6 +46,10 @@ class Live:
             yield 0.0, torch.zeros(3, 2, 2)
 
 
+def test_before_the_start_it_is_the_beginning():
+    assert WallClock([reader(at(0.0))]).now() == SimulatedClock([reader(at(0.0))], 2).now() == 0
+
+
 def test_a_simulated_token_sees_exactly_the_frames_up_to_its_time():
     clock = SimulatedClock([reader(at(0.0, 0.5, 0.6, 1.0, 7.0))], tokens_per_second=2)
     clock.ask(500)

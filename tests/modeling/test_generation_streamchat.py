@@ -5,7 +5,7 @@ import time
 
 import pytest
 import torch
-from transformers import GenerationConfig, TextIteratorStreamer
+from transformers import GenerationConfig, StaticCache, TextIteratorStreamer
 
 from streamchat_helpers import END, at_rate, frames_at, pad_frames, qwen_twin, tiny_config, tiny_model, whole
 from streamchat_hf import StreamingCache
@@ -13,6 +13,8 @@ from streamchat_hf.modeling.reader_streamchat import StreamingError
 
 PROMPT = [5, 6, 7, 8]
 OPTIONS = {"max_new_tokens": 7, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
+STATIC = {"cache_implementation": "static", "max_cache_len": 64}
+either_cache = pytest.mark.parametrize("cache_options", [{}, STATIC], ids=["dynamic", "static"])
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +60,17 @@ def test_streamed_conversation_equals_one_forward(fps, share, visual_ffn):
     asks = [(1.3, PROMPT), (9.05, [9, 10, 11])]
     streamed = conversation(model, frames, asks, tokens_per_second=2)
     assert_replay(model, frames, streamed, [prompt for _, prompt in asks])
+
+
+@pytest.mark.parametrize("fps", [0.5, 5, 30])
+def test_static_shapes_change_nothing(model, fps):
+    """Asked before the first frame; the window fills during the first answer, and the second goes on."""
+    frames, asks = frames_at(at_rate(fps, 14, offset=1.9)), [(1.3, PROMPT), (9.05, [9, 10, 11])]
+    dynamic = conversation(model, frames, asks, tokens_per_second=2)
+    static = conversation(model, frames, asks, tokens_per_second=2, **STATIC)
+    assert static[:3] == dynamic[:3]
+    torch.testing.assert_close(static[3], dynamic[3], atol=1e-4, rtol=0)
+    assert_replay(model, frames, static, [prompt for _, prompt in asks])
 
 
 @pytest.mark.parametrize("vision", ["streamformer", "siglip_vision_model"])
@@ -127,8 +140,9 @@ def test_question_before_the_first_frame(model):
     assert_replay(model, frames, streamed, [PROMPT])
 
 
+@either_cache
 @pytest.mark.parametrize("ends", [[None, None, None], [2, None, 4], [None, 0, 6]])
-def test_streams_in_a_batch_equal_streams_alone(model, ends):
+def test_streams_in_a_batch_equal_streams_alone(model, ends, cache_options):
     """Three streams at different rates, some of which end their answer while the others go on."""
     rates, second = [2, 5, 0.7], [[20, 21], [22, 23], [24, 25]]
     prompts = [[5, 6, 7], [8, 9, 10], [11, 12, 13]]
@@ -144,7 +158,7 @@ def test_streams_in_a_batch_equal_streams_alone(model, ends):
                 tokens_per_second=2,
                 past_key_values=cache,
                 logits_processor=[Ending(rows, ends, len(PROMPT) - 1)] if start == 1.0 else None,
-                **{**OPTIONS, "eos_token_id": END, "pad_token_id": 0},
+                **{**OPTIONS, "eos_token_id": END, "pad_token_id": 0, **cache_options},
             )
             cache = out.past_key_values
             sequences.append(out.sequences[:, len(prompt[0]) :].tolist())
@@ -214,12 +228,13 @@ class Ending:
         return scores
 
 
-def test_next_turn_takes_all_tokens_or_only_new_ones(model):
+@either_cache
+def test_next_turn_takes_all_tokens_or_only_new_ones(model, cache_options):
     frames = frames_at(at_rate(2, 12))
     results = []
     for whole_conversation in (False, True):
         source = iter(frames)
-        first = ask(model, PROMPT, frames=source, start_time=1.0, tokens_per_second=2)
+        first = ask(model, PROMPT, frames=source, start_time=1.0, tokens_per_second=2, **cache_options)
         new = [9, 10]
         tokens = first.sequences[0].tolist() + new if whole_conversation else new
         second = ask(
@@ -230,7 +245,8 @@ def test_next_turn_takes_all_tokens_or_only_new_ones(model):
     assert results[0] == results[1]
 
 
-def test_left_padding_changes_nothing(model):
+@either_cache
+def test_left_padding_changes_nothing(model, cache_options):
     frames = [frames_at(at_rate(2, 6), seed=s) for s in (0, 1)]
     padded = model.generate(
         torch.tensor([[0, 0, *PROMPT], [3, 4, *PROMPT]]),
@@ -238,26 +254,26 @@ def test_left_padding_changes_nothing(model):
         frames=[iter(f) for f in frames],
         start_time=1.0,
         tokens_per_second=2,
-        **{**OPTIONS, "eos_token_id": None},
+        **{**OPTIONS, "eos_token_id": None, **cache_options},
     )
     alone = ask(model, PROMPT, frames=iter(frames[0]), start_time=1.0, tokens_per_second=2)
     torch.testing.assert_close(torch.stack(padded.logits)[:, 0], torch.stack(alone.logits)[:, 0], atol=1e-4, rtol=0)
 
 
-def test_prefill_in_chunks_changes_nothing(model):
-    frames = frames_at(at_rate(2, 6))
-    plain = ask(model, PROMPT, frames=iter(frames), start_time=1.0, tokens_per_second=2)
-    chunked = ask(model, PROMPT, frames=iter(frames), start_time=1.0, tokens_per_second=2, prefill_chunk_size=3)
+@either_cache
+def test_prefill_in_chunks_changes_nothing(model, cache_options):
+    frames, options = frames_at(at_rate(2, 6)), {"start_time": 1.0, "tokens_per_second": 2}
+    plain = ask(model, PROMPT, frames=iter(frames), **options)
+    chunked = ask(model, PROMPT, frames=iter(frames), prefill_chunk_size=3, **options, **cache_options)
     torch.testing.assert_close(torch.stack(chunked.logits), torch.stack(plain.logits), atol=1e-4, rtol=0)
     assert chunked.token_times.tolist() == plain.token_times.tolist()
 
 
-def test_sampling_several_answers_shares_the_frames(model):
-    frames = frames_at(at_rate(2, 6))
+@either_cache
+def test_sampling_several_answers_shares_the_frames(model, cache_options):
+    frames, options = frames_at(at_rate(2, 6)), {"start_time": 1.0, "tokens_per_second": 2, **cache_options}
     torch.manual_seed(0)
-    out = ask(
-        model, PROMPT, frames=iter(frames), start_time=1.0, tokens_per_second=2, do_sample=True, num_return_sequences=3
-    )
+    out = ask(model, PROMPT, frames=iter(frames), do_sample=True, num_return_sequences=3, **options)
     assert len({tuple(row) for row in out.sequences.tolist()}) > 1
     assert out.token_times.shape == (3, 7)
     for row in range(3):
@@ -266,9 +282,10 @@ def test_sampling_several_answers_shares_the_frames(model):
         torch.testing.assert_close(torch.stack(out.logits)[:, row], reference, atol=1e-4, rtol=0)
 
 
-def test_beams_search_over_the_same_frames(model):
-    frames = frames_at(at_rate(2, 6))
-    beams = ask(model, PROMPT, frames=iter(frames), start_time=1.0, tokens_per_second=2, num_beams=3)
+@either_cache
+def test_beams_search_over_the_same_frames(model, cache_options):
+    frames, options = frames_at(at_rate(2, 6)), {"start_time": 1.0, "tokens_per_second": 2, **cache_options}
+    beams = ask(model, PROMPT, frames=iter(frames), num_beams=3, **options)
     greedy = ask(model, PROMPT, frames=iter(frames), start_time=1.0, tokens_per_second=2)
 
     def likelihood(sequence):
@@ -303,7 +320,8 @@ def test_bare_tensors_need_a_rate(model):
     [
         ({"use_cache": False}, "use_cache"),
         ({"prompt_lookup_num_tokens": 2}, "assisted"),
-        ({"cache_implementation": "static"}, "static"),
+        ({"cache_implementation": "offloaded_static"}, "offloaded_static"),
+        ({"past_key_values": StaticCache(tiny_config().text_config, 32)}, "need a StreamingCache, not a StaticCache"),
         ({"backpressure": "never"}, "backpressure"),
         ({"tokens_per_second": 0}, "positive"),
         ({"pixel_values_videos": torch.zeros(1, 1, 3, 16, 16)}, "either"),
@@ -470,11 +488,12 @@ def test_memory_and_state_stay_bounded(model):
 
 
 def test_without_frames_generate_is_qwen2(model):
-    """Greedy, sampling, beams, assisted and uncached decoding give transformers' own tokens."""
+    """Greedy, sampling, beams, assisted, uncached and static decoding give transformers' own tokens."""
     qwen = qwen_twin(model)
     prompt = torch.tensor([PROMPT, [0, 0, 5, 9]])
     mask = torch.tensor([[1] * 4, [0, 0, 1, 1]])
-    for options in ({}, {"num_beams": 3}, {"do_sample": True}, {"use_cache": False}, {"prompt_lookup_num_tokens": 2}):
+    ways = ({}, {"num_beams": 3}, {"do_sample": True}, {"use_cache": False}, {"prompt_lookup_num_tokens": 2}, STATIC)
+    for options in ways:
         rows = 1 if "prompt_lookup_num_tokens" in options else 2
         both = []
         for candidate in (model, qwen):
@@ -490,6 +509,16 @@ def test_without_frames_generate_is_qwen2(model):
                 )
             )
         assert both[0].tolist() == both[1].tolist(), options
+
+
+@pytest.mark.parametrize("implementation", ["dynamic", "static"])
+def test_cache_implementation_may_stand_in_the_generation_config(implementation):
+    """Also for the turns that follow, whose cache is there already."""
+    own = tiny_model()
+    own.generation_config.cache_implementation = implementation
+    frames, asks = frames_at(at_rate(2, 12)), [(1.0, PROMPT), (6.0, [9])]
+    streamed = conversation(own, frames, asks, tokens_per_second=2, max_cache_len=32)
+    assert_replay(own, frames, streamed, [prompt for _, prompt in asks])
 
 
 def test_padding_is_guessed_as_transformers_does(model):

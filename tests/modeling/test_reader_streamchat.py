@@ -188,6 +188,7 @@ def test_a_source_that_hangs_is_left_behind_but_not_its_frame():
     reader.start(StreamTime(0))
     reader.wait_for_first()
     reader.close(timeout=0.05)
+    assert reader.pulling
     reader.close_source()  # a generator at work cannot be closed; that must not hide an error
     unplugged.set()
     for _ in range(500):

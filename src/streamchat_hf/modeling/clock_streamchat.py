@@ -30,6 +30,10 @@ class SimulatedClock:
         """Time of the last token, question or frame."""
         return self._now
 
+    def start(self, at: int) -> None:
+        """Begins at `at`."""
+        self._now = at
+
     def ask(self, start: int) -> None:
         """Begins a turn whose question is asked at `start`."""
         self._start, self._step, self._now = start, 0, start
@@ -55,10 +59,10 @@ class SimulatedClock:
     def wake(self) -> None:
         """Nothing waits here."""
 
-    def close(self) -> None:
+    def close(self, timeout: float = 5.0) -> None:
         """Leaves the frames that were pulled and not taken to the next call."""
         for reader in self.readers:
-            reader.close()
+            reader.close(timeout)
 
 
 class WallClock:
@@ -84,7 +88,7 @@ class WallClock:
 
     def now(self) -> int:
         """Time that has passed, but never before a token already spoken."""
-        return max(self._time(), self._earliest)
+        return self._earliest if self._time is None else max(self._time(), self._earliest)
 
     def ask(self, start: int) -> None:
         """Begins a turn whose question is asked at `start`."""
@@ -120,10 +124,13 @@ class WallClock:
         for reader in self.readers:
             reader.wake()
 
-    def close(self) -> None:
-        """Ends the readers; frames that no step has taken wait for the next call."""
+    def close(self, timeout: float = 5.0) -> None:
+        """Ends the readers; frames that no step has taken wait for the next call.
+
+        A source that hangs for more than `timeout` seconds is left behind.
+        """
         for reader, past in zip(self.readers, self._past, strict=True):
-            reader.close()
+            reader.close(timeout)
             reader.put_back(past)
         self._past = [[] for _ in self.readers]
 

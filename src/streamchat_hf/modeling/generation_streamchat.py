@@ -4,13 +4,15 @@ import math
 from collections.abc import Callable, Iterable
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from transformers import GenerationMixin
 from transformers.generation import GenerateDecoderOnlyOutput
 
-from .cache_streamchat import ReadyFrame, StreamingCache
+from .cache_static_streamchat import StaticStreamingCache
+from .cache_streamchat import ReadyFrame, StreamingCache, StreamingCacheMixin
 from .clock_streamchat import SimulatedClock, WallClock
 from .reader_streamchat import BACKPRESSURE, ENCODE_CHUNK, FrameReader, FrameSource, StreamingError
 from .timeline_streamchat import NEVER, to_milliseconds
@@ -70,6 +72,8 @@ class StreamFeed:
         self.model.refresh_visual(self.cache, frames)
         for log, arrived in zip(self.frame_log, frames, strict=True):
             log.extend((frame.t_sec, now / 1000) for frame in arrived)
+        if hasattr(self.streamer, "put_frames"):
+            self.streamer.put_frames([[frame.t_sec for frame in arrived] for arrived in frames], now / 1000)
         self.times.append(now)
         self.newest.append([state.newest_frame_time for state in self.cache.streams])
         if hasattr(self.streamer, "put_times"):
@@ -160,32 +164,66 @@ class StreamingGenerationMixin(GenerationMixin):
             for begin in range(0, len(arrived), ENCODE_CHUNK):
                 chunk = arrived[begin : begin + ENCODE_CHUNK]
                 if not hasattr(chunk[0], "keys"):
-                    chunk, state.vision_cache = self._encode_frames(chunk, state.vision_cache)
+                    chunk, state.vision_cache = self.encode_frames(chunk, state.vision_cache)
                 for frame in chunk:
                     cache.take_over(stream, frame, self.model.language_model.rotary_emb)
                     cache.clock = max(cache.clock, to_milliseconds(frame.t_sec))
 
-    def _encode_frames(self, frames: list, vision_cache) -> tuple[list[ReadyFrame], object]:
+    def encode_frames(self, frames: list, vision_cache) -> tuple[list[ReadyFrame], object]:
+        """Computes the rows of new frames `(t_sec, pixel_values)` of one stream, after those in `vision_cache`.
+
+        Returns:
+            The frames, ready to be taken over, and the vision tower's new state.
+        """
         pixels = torch.stack([frame[1] for frame in frames]).to(self.device)
         keys, values, vision_cache = self.model.frame_rows(pixels, vision_cache)
         grid = self.model.visual_grid(pixels)
         ready = [ReadyFrame(float(frames[i][0]), keys[i], values[i], grid) for i in range(len(frames))]
         return ready, vision_cache
 
+    def new_cache(self, streams: int = 1, max_cache_len: int | None = None) -> StreamingCacheMixin:
+        """An empty cache for a conversation about `streams` streams side by side.
+
+        Returns:
+            A [`StreamingCache`]; with `max_cache_len` a [`StaticStreamingCache`] for that many tokens of text.
+        """
+        if max_cache_len is None:
+            return StreamingCache(self.config, streams)
+        return StaticStreamingCache(self.config, max_cache_len, streams)
+
+    def _room_for_text(self, length: int, setting: Callable) -> int | None:
+        """The `max_cache_len` of a conversation that begins with `length` tokens; `None` if it is not to be static."""
+        if setting("cache_implementation") != "static":
+            return None
+        # As transformers does: no less than any before, so that what was compiled for it fits.
+        before = getattr(self, "_previous_max_cache_length", 0)
+        room = max(_longest_text(length, setting), setting("max_cache_len") or 0, before)
+        self._previous_max_cache_length = room
+        return room
+
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, generation_mode, batch_size, max_length):
+        cache = model_kwargs.get("past_key_values")
+        if getattr(cache, "is_streaming", False):
+            cache._is_user_defined = True  # it outlives the call
+            return
         dynamic = generation_config.cache_implementation in (None, "dynamic")
-        if model_kwargs.get("past_key_values") is None and generation_config.use_cache is not False and dynamic:
+        if cache is None and generation_config.use_cache is not False and dynamic:
             model_kwargs["past_key_values"] = StreamingCache(self.config, streams=batch_size)
             return
         super()._prepare_cache_for_generation(generation_config, model_kwargs, generation_mode, batch_size, max_length)
 
-    def prepare_inputs_for_generation(self, input_ids, past_key_values=None, frames=None, **kwargs):
-        """Shows the newest frames to the cache, then prepares the step as usual."""
+    def prepare_inputs_for_generation(
+        self, input_ids, past_key_values=None, attention_mask=None, frames=None, **kwargs
+    ):
+        """Shows the newest frames to the cache, then prepares the step, at the positions of the cache's timeline."""
         if isinstance(frames, StreamFeed):
             frames.before_step(input_ids)
-        inputs = super().prepare_inputs_for_generation(input_ids, past_key_values=past_key_values, **kwargs)
+        inputs = super().prepare_inputs_for_generation(
+            input_ids, past_key_values=past_key_values, attention_mask=attention_mask, **kwargs
+        )
         if getattr(past_key_values, "is_streaming", False):
-            inputs.pop("position_ids", None)  # the cache's timeline knows them
+            # Not left to the forward pass: it may be compiled, and the timeline is the host's.
+            inputs["position_ids"] = past_key_values.read_tokens(inputs["input_ids"], attention_mask)
         return inputs
 
     @torch.no_grad()
@@ -221,15 +259,18 @@ class StreamingGenerationMixin(GenerationMixin):
                 `"block"` the source, `"drop_oldest"`, or keep only the `"latest"`.
             frame_timeout: seconds that a source may take for one frame under the wall clock.
             streamer: as in transformers. Its method `put_times(token_times, newest_frame_times, frame_ages)`, if it
-                has one, is called before each token with a list over streams, in seconds.
-            **kwargs: everything else `generate` takes.
+                has one, is called before each token with a list over streams, in seconds; `put_frames(frame_times,
+                time)` before that, with the frames that each stream has taken over at `time`.
+            **kwargs: everything else `generate` takes. `cache_implementation="static"` makes a
+                [`StaticStreamingCache`], with which transformers compiles the decoding step; it has room for this
+                answer, or for `max_cache_len` tokens in all.
 
         Returns:
             As transformers; with `return_dict_in_generate=True` a [`StreamingGenerateOutput`].
 
         Raises:
             StreamingError: if a source fails; its `partial` holds the tokens so far.
-            ValueError: for arguments that do not go together.
+            ValueError: for arguments that do not go together, and if the text may outgrow a static cache.
         """
         input_ids = kwargs.pop("input_ids", None) if inputs is None else inputs
         cache = kwargs.get("past_key_values")
@@ -238,16 +279,15 @@ class StreamingGenerationMixin(GenerationMixin):
             if frames is not None:
                 raise ValueError("give either frames or pixel_values_videos, not both")
             frames, start_time = _clip_as_streams(clip, clip_times, start_time)
-        obstacle = self._obstacle_to_streaming(input_ids, generation_config, kwargs)
+        setting = partial(self._setting, generation_config, kwargs)
+        obstacle = self._obstacle_to_streaming(input_ids, cache, kwargs.get("assistant_model"), setting)
         if frames is None and obstacle and not getattr(cache, "is_streaming", False):
             return super().generate(input_ids, generation_config, *args, streamer=streamer, **kwargs)
         if obstacle:
             raise ValueError(obstacle)
-        if tokens_per_second is not None and not tokens_per_second > 0:
-            raise ValueError(f"tokens_per_second={tokens_per_second} must be positive, or None for the wall clock")
-
         if cache is None:
-            cache = kwargs["past_key_values"] = StreamingCache(self.config, streams=len(input_ids))
+            room = self._room_for_text(input_ids.shape[1], setting)
+            cache = kwargs["past_key_values"] = self.new_cache(len(input_ids), room)
         start = cache.clock if start_time is None else to_milliseconds(start_time)
         if start < cache.clock:
             raise ValueError(f"start_time={start / 1000} lies before the stream's clock, {cache.clock / 1000} s")
@@ -255,11 +295,16 @@ class StreamingGenerationMixin(GenerationMixin):
         mask = kwargs.pop("attention_mask", None)
         mask = self._padding_mask(input_ids, end_ids) if mask is None else mask
         conversation, mask = _with_history(cache, input_ids, mask)
+        longest = _longest_text(conversation.shape[1], setting)
+        if longest > cache.longest_text:
+            raise ValueError(
+                f"the text may grow to {longest} tokens, but the cache has room for {cache.longest_text}: begin the "
+                "conversation with a larger max_cache_len"
+            )
         lasting = hasattr(frames, "next_step")  # a clock that its owner opened and will close
         clock: Any = frames
         if not lasting:
-            readers = self.open_readers(frames, cache, fps, backpressure, frame_timeout)
-            clock = SimulatedClock(readers, tokens_per_second) if tokens_per_second else WallClock(readers)
+            clock = self.open_clock(frames, cache, fps, tokens_per_second, backpressure, frame_timeout)
         feed = StreamFeed(self, cache, clock, mask, end_ids, streamer)
         options = {"attention_mask": mask, "frames": feed, "streamer": streamer}
         with nullcontext() if lasting else closing(clock):
@@ -291,19 +336,27 @@ class StreamingGenerationMixin(GenerationMixin):
             if output is None and feed.streamer is not None:
                 feed.streamer.end()  # or whoever reads from it would wait for ever
 
-    def open_readers(
+    def open_clock(
         self,
         frames,
         cache: StreamingCache,
         fps: float | None = None,
+        tokens_per_second: float | None = None,
         backpressure: str = "block",
         frame_timeout: float = 30.0,
-    ) -> list[FrameReader]:
-        """Readers for the streams of a cache; arguments are those of [`generate`].
+    ) -> Any:
+        """The clock that shows frames to the streams of a cache; arguments are those of [`generate`].
+
+        `generate(frames=clock)` uses it for one turn and leaves it open, so that frames may be shown between turns.
+
+        Returns:
+            A [`SimulatedClock`] or, without `tokens_per_second`, a [`WallClock`].
 
         Raises:
-            ValueError: if there are not as many streams of frames as the cache has, or the policy is unknown.
+            ValueError: if there are not as many streams of frames as the cache has, or an argument is out of range.
         """
+        if tokens_per_second is not None and not tokens_per_second > 0:
+            raise ValueError(f"tokens_per_second={tokens_per_second} must be positive, or None for the wall clock")
         if backpressure not in BACKPRESSURE:
             raise ValueError(f"backpressure={backpressure!r} must be one of {', '.join(BACKPRESSURE)}")
         if frames is None:
@@ -315,12 +368,13 @@ class StreamingGenerationMixin(GenerationMixin):
                 f"{len(streams)} streams of frames for {len(cache.streams)} rows: give one stream per row"
             )
         device = self.device.type
-        return [
+        readers = [
             FrameReader(
-                FrameSource(stream, fps, state), state, self._encode_frames, backpressure, device, frame_timeout
+                FrameSource(stream, fps, state), state, self.encode_frames, backpressure, device, frame_timeout
             )
             for stream, state in zip(streams, cache.streams, strict=True)
         ]
+        return WallClock(readers) if tokens_per_second is None else SimulatedClock(readers, tokens_per_second)
 
     def _end_ids(self, generation_config, kwargs: dict) -> set[int]:
         ids = getattr(generation_config, "eos_token_id", None)
@@ -334,27 +388,32 @@ class StreamingGenerationMixin(GenerationMixin):
             return torch.ones_like(input_ids)
         return (input_ids != padding).long()
 
-    def _obstacle_to_streaming(self, input_ids, generation_config, kwargs: dict) -> str | None:
-        def setting(name):
-            given = (
-                kwargs.get(name),
-                getattr(generation_config, name, None),
-                getattr(self.generation_config, name, None),
-            )
-            return next((value for value in given if value is not None), None)
+    def _setting(self, generation_config, kwargs: dict, name: str):
+        """What transformers will go by: the argument, then the configuration given, then the model's own."""
+        given = (kwargs.get(name), getattr(generation_config, name, None), getattr(self.generation_config, name, None))
+        return next((value for value in given if value is not None), None)
 
+    @staticmethod
+    def _obstacle_to_streaming(input_ids, cache, assistant_model, setting: Callable) -> str | None:
         if input_ids is None:
             return "frames need a prompt in input_ids"
-        if kwargs.get("assistant_model") is not None or setting("prompt_lookup_num_tokens") is not None:
+        if assistant_model is not None or setting("prompt_lookup_num_tokens") is not None:
             return "assisted decoding does not work with frames: its drafts would see the future"
         if setting("use_cache") is False:
             return "use_cache=False does not work with frames: they live in the cache"
-        if setting("cache_implementation") not in (None, "dynamic"):
+        if setting("cache_implementation") not in (None, "dynamic", "static"):
             return f"cache_implementation={setting('cache_implementation')!r} does not work with frames"
-        cache = kwargs.get("past_key_values")
         if cache is not None and not getattr(cache, "is_streaming", False):
             return f"frames need a StreamingCache, not a {type(cache).__name__}"
         return None
+
+
+def _longest_text(length: int, setting: Callable) -> int:
+    """How many tokens the cache holds at most after an answer to `length`: the last one said is not read."""
+    new, whole = setting("max_new_tokens"), setting("max_length")
+    if new is None and whole is not None:
+        return whole - 1
+    return length + (20 if new is None else new) - 1  # 20 new tokens is transformers' own default
 
 
 def _clip_as_streams(clip: torch.Tensor, times: torch.Tensor | None, start_time: float | None):

@@ -267,7 +267,7 @@ class StreamChatModel(StreamChatPreTrainedModel):
         Args:
             input_ids: `(B, L)` tokens, or `inputs_embeds (B, L, D)`.
             attention_mask: `(B, past + L)`, 0 for padding.
-            position_ids: `(B, L)` positions for text without a streaming cache; counted when omitted.
+            position_ids: `(B, L)` positions of the text. Default: those of a streaming cache's timeline, else counted.
             past_key_values: a [`StreamingCache`] brings the frames of its streams; any other cache holds text alone.
             pixel_values_videos: `(B, T, C, H, W)` frames of a whole sequence. Excludes a cache.
             token_times: `(B, L)` int64 milliseconds when each token is spoken. Default: after the last frame.
@@ -298,7 +298,9 @@ class StreamChatModel(StreamChatPreTrainedModel):
                 visual, self.visual_grid(pixel_values_videos), token_times, frame_times, turn_starts, attention_mask
             )
         elif getattr(past_key_values, "is_streaming", False):
-            position_ids = past_key_values.read_tokens(inputs_embeds, attention_mask)
+            if position_ids is None:
+                position_ids = past_key_values.read_tokens(inputs_embeds, attention_mask)
+            mask_position_ids = None  # they jump where a turn starts
             context = past_key_values.visual_context(inputs_embeds.shape[0])
         else:
             if use_cache and past_key_values is None:

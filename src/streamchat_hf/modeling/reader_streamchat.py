@@ -38,12 +38,20 @@ class FrameSource:
         frames: iterable of `(t_sec, pixel_values)` items, by position or attribute, or of bare `(C, H, W)` tensors.
         fps: frame rate of bare tensors.
         state: the stream's state, whose waiting frames come first.
+
+    Attributes:
+        name, live: of the source.
+        pulled: frames so far.
+        pulling, pulling_since: while the source is at work on its next frame, in which thread, and since when by
+            `time.monotonic()`.
     """
 
     def __init__(self, frames, fps: float | None, state: StreamState):
         self.name = str(getattr(frames, "source", type(frames).__name__))
         self.live = bool(getattr(frames, "live", False))
         self.pulled = 0
+        self.pulling: threading.Thread | None = None
+        self.pulling_since: float | None = None
         self._iterator: Iterator = iter(frames)
         self._fps = fps
         self._state = state
@@ -63,6 +71,7 @@ class FrameSource:
                 # It came after the last token, where the clock goes on: there it can only be from now.
                 frame = frame._replace(t_sec=now() / 1000) if hasattr(frame, "keys") else (now() / 1000, frame[1])
             return frame
+        self.pulling, self.pulling_since = threading.current_thread(), time.monotonic()
         try:
             item = next(self._iterator)
         except StopIteration:
@@ -70,6 +79,8 @@ class FrameSource:
         except Exception as error:
             reason = getattr(error, "reason", error)  # an error of a video stream names its source already
             raise StreamingError(f"{self.name} failed {self.after}: {reason}") from error
+        finally:
+            self.pulling = self.pulling_since = None
         self.pulled += 1
         t_sec, pixels = self._read(item)
         t_sec = now() / 1000 if self.live and now is not None else self._seconds(t_sec)
@@ -114,7 +125,8 @@ class FrameSource:
         """Closes the source, if it can be closed."""
         close = getattr(self._iterator, "close", None)
         if close is not None:
-            with contextlib.suppress(ValueError):  # a generator still at work on its next frame
+            # A generator may still be at work on its next frame, and a source that failed may fail at this, too.
+            with contextlib.suppress(Exception):
                 close()
 
 
@@ -131,7 +143,7 @@ class FrameReader:
         capacity: length of that queue, in frames.
 
     Attributes:
-        state: as given.
+        state, encode: as given.
         live: whether the source is stamped on arrival.
         encoded: frames encoded.
         dropped: frames dropped by the policy.
@@ -149,7 +161,7 @@ class FrameReader:
     ):
         self.encoded = self.dropped = 0
         self.live, self.state = source.live, state
-        self._source, self._encode, self._policy, self._timeout = source, encode, policy, timeout
+        self._source, self.encode, self._policy, self._timeout = source, encode, policy, timeout
         self._capacity = 1 if policy == "latest" else capacity
         self._now: Callable[[], int] | None = None
         self._queue: deque = deque()
@@ -160,7 +172,6 @@ class FrameReader:
         self._ended = False
         self._encoding = False  # whether the encode stage may still deliver frames
         self._closed = False
-        self._pulling_since: float | None = None
         self._device_type = device_type
         self._threads: list[threading.Thread] = []
 
@@ -168,6 +179,11 @@ class FrameReader:
     def grabbed(self) -> int:
         """Frames pulled from the source."""
         return self._source.pulled
+
+    @property
+    def pulling(self) -> threading.Thread | None:
+        """The thread that waits for the source's next frame, for as long as it takes."""
+        return self._source.pulling
 
     def take_due(self, now: int) -> list[ReadyFrame]:
         """All frames up to `now` in milliseconds, pulled and encoded here; the first later one waits.
@@ -211,7 +227,7 @@ class FrameReader:
         ready, raw = [f for f in frames if hasattr(f, "keys")], [f for f in frames if not hasattr(f, "keys")]
         if raw:
             try:
-                encoded, self.state.vision_cache = self._encode(raw, self.state.vision_cache)
+                encoded, self.state.vision_cache = self.encode(raw, self.state.vision_cache)
             except Exception as error:
                 where = f"{self._source.name} at {raw[0][0]:.3f} s"
                 raise StreamingError(f"{where}: encoding failed: {error}") from error
@@ -280,7 +296,7 @@ class FrameReader:
 
     def _patience(self) -> float:
         """Seconds left until the frame being pulled is overdue."""
-        since = self._pulling_since
+        since = self._source.pulling_since
         return self._timeout if since is None else since + self._timeout - time.monotonic()
 
     def close(self, timeout: float = 5.0) -> None:
@@ -309,8 +325,9 @@ class FrameReader:
         failure = None
         try:
             stage()
-        except Exception as error:
-            failure = error if isinstance(error, StreamingError) else StreamingError(f"{self._source.name}: {error}")
+        except BaseException as error:  # or a source that calls `sys.exit` would be waited for
+            reason = str(error) or type(error).__name__
+            failure = error if isinstance(error, StreamingError) else StreamingError(f"{self._source.name}: {reason}")
         with self._changed:
             self._error = self._error or failure
             if name == "encode":
@@ -319,11 +336,7 @@ class FrameReader:
 
     def _grab(self) -> None:
         while not self._stop.is_set():
-            self._pulling_since = time.monotonic()
-            try:
-                frame = self._source.next_frame(self._now)
-            finally:
-                self._pulling_since = None
+            frame = self._source.next_frame(self._now)
             if frame is None:
                 break
             if not self.live:

@@ -32,11 +32,12 @@ def rotary_angles(
     """
     device = index.device
     place = torch.device("cpu") if device.type == "mps" else device  # Apple's GPUs have no float64
-    sections = torch.tensor(rotary_sections(inv_freq.shape[0]), device=place)
-    # (..., 3) -> (..., d/2): each frequency turns with its own component of the index
-    component = index.to(place, torch.float64).repeat_interleave(sections, dim=-1, output_size=inv_freq.shape[0])
-    angles = component * inv_freq.to(place, torch.float64)
-    angles = torch.cat((angles, angles), dim=-1)
+    # Each frequency turns with its own component of the index. Split, not repeated by a tensor of section sizes: one
+    # made from numbers of the host has no place in a CUDA graph.
+    components = index.to(place, torch.float64).split(1, dim=-1)  # three of (..., 1)
+    frequencies = inv_freq.to(place, torch.float64).split(rotary_sections(inv_freq.shape[0]))
+    parts = [component * own for component, own in zip(components, frequencies, strict=True)]
+    angles = torch.cat(parts * 2, dim=-1)  # (..., d)
     return (angles.cos() * scaling).to(device, dtype), (angles.sin() * scaling).to(device, dtype)
 
 
