@@ -1,0 +1,105 @@
+import json
+import re
+
+import pytest
+import typer
+from transformers import BertConfig, BertModel
+from typer.testing import CliRunner
+
+from scripted_endpoint import Reply, ScriptedEndpoint, streamworld_script
+from streamchat_hf.data.streamworld import World
+from streamchat_hf.data.streamworld_captions import streamworld_captions
+from streamchat_hf.data.streamworld_dialogue import build_tokenizer
+from streamchat_hf.data.synthesize import OUTCOMES
+from streamchat_hf.data.synthesize_cli import MEANINGS, data_app
+
+app = typer.Typer()
+app.add_typer(data_app, name="data")
+runner = CliRunner()
+
+
+@pytest.fixture
+def captions(tmp_path):
+    path = tmp_path / "captions.jsonl"
+    lines = [{"video": f"{i}.mp4", "captions": streamworld_captions(World.sample(i))} for i in range(10)]
+    lines.append({"video": "short.mp4", "captions": [{"start": 0, "end": 1, "text": "nothing"}]})
+    path.write_text("\n".join(map(json.dumps, lines)))
+    return path
+
+
+def run(captions, *options, code=0):
+    words = ["data", "synthesize", captions, "--out", captions.with_name("out.jsonl"), "--model", "tiny", *options]
+    result = runner.invoke(app, [str(word) for word in words], env={"COLUMNS": "120"})
+    assert result.exit_code == code, result.output
+    return " ".join(re.sub("[\u2500-\u257f]", " ", result.output).split())  # without the table's lines
+
+
+def test_every_outcome_has_a_meaning():
+    assert tuple(MEANINGS) == OUTCOMES
+
+
+def test_a_run_writes_its_data_and_prints_its_counts(captions, tmp_path):
+    options = ("--json", tmp_path / "run.json", "--review", tmp_path / "review.yaml", "--limit", 12, "--seed", 3)
+    with ScriptedEndpoint(streamworld_script) as endpoint:
+        output = run(captions, "--base-url", endpoint.url, "--workers", 2, "--unread", 4, "--longest", 8, *options)
+        assert {request.body["model"] for request in endpoint.requests} == {"tiny"}
+    result = json.loads((tmp_path / "run.json").read_text())
+    assert (result["asked"], result["unread"], result["silent_videos"]) == (12, 4, 1)
+    assert result["counts"]["kept"] + result["counts"]["duplicate"] == 12
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert len(rows) == result["counts"]["kept"]
+    assert rows[0]["made_by"]["seed"] == 3
+    for said in (f"kept {len(rows)} written", "broken json 0", "answered in this run: 12", "to be read: 4 entries of"):
+        assert said in output
+    assert "videos without captions for a segment of at most 8 s: 1" in output
+
+
+def test_an_encoder_can_be_named(captions, tmp_path):
+    tokenizer = build_tokenizer()
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    BertModel(BertConfig(vocab_size=len(tokenizer), **size)).save_pretrained(tmp_path / "encoder")
+    tokenizer.save_pretrained(tmp_path / "encoder")
+    with ScriptedEndpoint(streamworld_script) as endpoint:
+        run(captions, "--base-url", endpoint.url, "--json", tmp_path / "all.json", "--embedder", tmp_path / "encoder")
+        run(
+            captions,
+            "--base-url",
+            endpoint.url,
+            "--json",
+            tmp_path / "one.json",
+            "--embedder",
+            tmp_path / "encoder",
+            "--threshold",
+            "-1",
+        )
+    kept = [json.loads((tmp_path / name).read_text())["counts"]["kept"] for name in ("all.json", "one.json")]
+    assert kept[0] > 1 == kept[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        (["--base-url", "localhost"], "the address of an endpoint reads http://host/v1"),
+        (["--review", "missing/review.yaml"], "missing: no such folder"),
+        (["--workers", "0"], "max_workers"),
+        (["--embedder", "missing"], "files"),
+    ],
+)
+def test_what_a_user_can_cause_ends_in_one_line(captions, options, error):
+    with ScriptedEndpoint(streamworld_script) as endpoint:
+        output = run(captions, "--base-url", endpoint.url, *options, code=1)
+        assert endpoint.requests == []
+    assert output.startswith("error: ")
+    assert error in output
+
+
+def test_a_wrong_key_ends_in_one_line_too(captions):
+    with ScriptedEndpoint(lambda messages, before: Reply("wrong key", status=401)) as endpoint:
+        output = run(captions, "--base-url", endpoint.url, "--limit", "20", code=1)
+    assert "error: no answer for 16 segments in a row; tiny: HTTP Error 401: Unauthorized: wrong key" in output
+
+
+def test_a_url_is_a_model(captions):
+    with ScriptedEndpoint(streamworld_script) as endpoint:
+        run(captions, "--model", endpoint.url)
+        assert {request.body["model"] for request in endpoint.requests} == {"default"}
