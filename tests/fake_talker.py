@@ -1,11 +1,30 @@
-"""A model that says a script, one token per step, and its processor: for tests of what is around a model."""
+"""Models that say a script, one token per step, and their processor: for tests of what is around a model."""
 
-from collections.abc import Iterator
+import time
 from types import SimpleNamespace
 
 import torch
 
+from streamchat_helpers import tiny_model
 from streamchat_hf.data.streamworld_dialogue import build_tokenizer
+
+
+def scripted_talker(tokenizer, script: str, pace: float = 0.0):
+    """A real model, but a tiny one that says `script` whatever it is asked, with `pace` seconds for a word."""
+    talker = tiny_model(text_config={"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id})
+    ids, speak = tokenizer(script, add_special_tokens=False)["input_ids"], talker.generate
+
+    def generate(*args, **kwargs):
+        rest = iter(ids)
+
+        def say(input_ids, scores):
+            time.sleep(pace)
+            return torch.full_like(scores, -torch.inf).index_fill(1, torch.tensor([next(rest)]), 0.0)
+
+        return speak(*args, logits_processor=[say], **kwargs)
+
+    talker.generate = generate
+    return talker
 
 
 class FakeTalker:
@@ -52,11 +71,28 @@ class FakeProcessor:
     def apply_chat_template(self, conversation, **kwargs):
         return self.tokenizer.apply_chat_template(conversation, **kwargs)
 
-    def stream(self, source, fps=None) -> Iterator[tuple[float, torch.Tensor]]:
-        if str(source).startswith("no"):
-            raise FileNotFoundError(f"{source}: no such video\n(second line)")
-        try:
-            for i in range(round(self.duration * (fps or 1.0))):
-                yield i / (fps or 1.0), torch.full((3, 8, 8), i / 10 - 1.0)
-        finally:
-            self.closed += 1
+    def stream(self, source, fps=None, live=None, stall_timeout=30.0) -> "FakeStream":
+        return FakeStream(self, source, fps or 1.0, bool(live))
+
+
+class FakeStream:
+    """What a processor's `stream` returns; a source whose name begins with "no" does not exist."""
+
+    def __init__(self, processor: FakeProcessor, source: str, fps: float, live: bool):
+        self.source, self.live = str(source), live
+        self._processor, self._fps = processor, fps
+        self._frames = iter(range(round(processor.duration * fps)))
+        self._closed = False
+
+    def __iter__(self) -> "FakeStream":
+        return self
+
+    def __next__(self) -> tuple[float, torch.Tensor]:
+        if self.source.startswith("no"):
+            raise FileNotFoundError(f"{self.source}: no such video\n(second line)")
+        i = next(self._frames)
+        return i / self._fps, torch.full((3, 16, 16), i / 10 - 1.0)
+
+    def close(self) -> None:
+        self._processor.closed += not self._closed
+        self._closed = True

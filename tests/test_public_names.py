@@ -12,6 +12,7 @@ from transformers.models.auto.video_processing_auto import AutoVideoProcessor
 import streamchat_hf
 
 NAMES = [
+    "StaticStreamingCache",
     "StreamChatConfig",
     "StreamChatForConditionalGeneration",
     "StreamChatModel",
@@ -21,6 +22,7 @@ NAMES = [
     "StreamFormerVideoProcessor",
     "StreamingCache",
     "StreamingGenerationMixin",
+    "StreamingSession",
     "VideoFrame",
     "VideoStream",
     "timeline",

@@ -66,9 +66,9 @@ def test_simulated_clock(talker, name):
 def test_wall_clock(talker, name):
     path = real_clip(name)
     with talker[1].stream(path, fps=10) as frames:
-        out, _ = ask(talker, frames, start_time=2.0, max_new_tokens=1000, stopping_criteria=[Until(1.0)])
+        out, _ = ask(talker, frames, start_time=2.0, max_new_tokens=1000, stopping_criteria=[Until(2.0)])
     truth = packet_times(path)
-    assert out.token_times[0, 0] == pytest.approx(2.0, abs=0.2) and out.token_times[0, -1] > 2.5
+    assert out.token_times[0, 0] == pytest.approx(2.0, abs=0.5) and out.token_times[0, -1] > 2.5
     shown = [t for t, _ in out.frame_log[0]]
     assert all(min(abs(t - other) for other in truth) < 2e-3 for t in shown)
     assert (out.frame_age >= 0).all() and out.newest_frame_times[0, -1] > 2.3  # the answer followed the video

@@ -18,6 +18,7 @@ from transformers import (
 # Without torchvision `transformers.AutoVideoProcessor` is a placeholder that raises; this is the class itself.
 from transformers.models.auto.video_processing_auto import AutoVideoProcessor
 
+from streamchat_hf.modeling.cache_static_streamchat import StaticStreamingCache
 from streamchat_hf.modeling.cache_streamchat import StreamingCache
 from streamchat_hf.modeling.configuration_streamchat import StreamChatConfig
 from streamchat_hf.modeling.configuration_streamformer import StreamFormerConfig
@@ -28,10 +29,12 @@ from streamchat_hf.modeling.timeline_streamchat import timeline
 from streamchat_hf.processing.frames_streamchat import VideoFrame, VideoStream
 from streamchat_hf.processing.processing_streamchat import StreamChatProcessor
 from streamchat_hf.processing.video_processing_streamformer import StreamFormerVideoProcessor
+from streamchat_hf.streaming.session import StreamingSession
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "StaticStreamingCache",
     "StreamChatConfig",
     "StreamChatForConditionalGeneration",
     "StreamChatModel",
@@ -41,6 +44,7 @@ __all__ = [
     "StreamFormerVideoProcessor",
     "StreamingCache",
     "StreamingGenerationMixin",
+    "StreamingSession",
     "VideoFrame",
     "VideoStream",
     "timeline",

@@ -27,6 +27,7 @@ def evaluate(
     clips: int = 300,
     fps: float = 2.0,
     tokens_per_second: float = 2.0,
+    silent_frames: int = 0,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Asks about `clips` worlds, free-running and greedy, under the simulated clock.
@@ -39,6 +40,7 @@ def evaluate(
         clips: how many worlds, one question each.
         fps: frames per second shown to the model.
         tokens_per_second: how fast it speaks.
+        silent_frames: how many frames it watches before anything may be asked.
         progress: show a progress bar.
 
     Returns:
@@ -46,7 +48,7 @@ def evaluate(
         the same for each kind of word; `moved` and `unmoved` words, `in_heldout_combo`, `changes`; `n` state words
         spoken by the fresh viewer; the settings; and `rows`, one per scored word and viewer.
     """
-    cases = list(streamworld_cases(clips, split, seed, tokens_per_second))
+    cases = list(streamworld_cases(clips, split, seed, tokens_per_second, silence=silent_frames / fps))
     rows: dict[str, list[dict]] = {viewer: [] for viewer in VIEWERS}
     changes: dict[str, list[dict]] = {viewer: [] for viewer in VIEWERS}
     with tempfile.TemporaryDirectory() as folder, tqdm(total=len(cases) * len(VIEWERS), disable=not progress) as bar:
@@ -62,7 +64,7 @@ def evaluate(
                     changes[viewer] += score_changes(case.world, case.question, case.ask_time, spoken)
                 bar.update(len(batch))
     settings = {"seed": seed, "split": split, "clips": clips, "fps": fps, "tokens_per_second": tokens_per_second}
-    return {**_report(rows, changes), **settings}
+    return {**_report(rows, changes), **settings, "silent_frames": silent_frames}
 
 
 def _batches(cases: list[StreamWorldCase]) -> Iterator[list[StreamWorldCase]]:

@@ -4,8 +4,11 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from tokenizers.decoders import DecodeStream
 from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
+
+UNSETTLED = 16  # words at the end of an answer that further tokens may change
 
 
 class SpokenWord(NamedTuple):
@@ -41,15 +44,49 @@ def spoken_words(
     Returns:
         The words in order; special tokens leave none.
     """
-    words: list[SpokenWord] = []
-    for n, (time, frame_time) in enumerate(zip(token_times, frame_times, strict=True), start=1):
+
+    def decode(begin: int, end: int) -> list[str]:
         # Cleaning up would glue a token of its own, such as a full stop, to the word before.
-        decoded = tokenizer.decode(list(ids[:n]), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        texts = decoded.split()
+        tokens = list(ids[begin:end])
+        return tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False).split()
+
+    settled: list[SpokenWord] = []
+    words: list[SpokenWord] = []  # after those, from the token `begin` on
+    first_tokens: list[int] = []
+    begin = 0
+    for n, (time, frame_time) in enumerate(zip(token_times, frame_times, strict=True), start=1):
+        texts = decode(begin, n)
         # A later piece may still change the last word, or end one: times stay, texts follow.
         words = [word._replace(text=text) for word, text in zip(words, texts, strict=False)]
+        first_tokens = first_tokens[: len(words)] + [n - 1] * (len(texts) - len(words))
         words += [SpokenWord(text, time, frame_time) for text in texts[len(words) :]]
-    return words
+        # Words far back are done with, or a long answer would be decoded again and again.
+        if len(words) > UNSETTLED and decode(first_tokens[-2], n) == texts[-2:]:
+            settled, words, begin = settled + words[:-2], words[-2:], first_tokens[-2]
+            first_tokens = first_tokens[-2:]
+    return settled + words
+
+
+class TextPieces:
+    """Text from tokens, one at a time.
+
+    Args:
+        tokenizer: The tokenizer that made the ids; a fast one.
+
+    Attributes:
+        text: Everything so far.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.text = ""
+        self._tokenizer = tokenizer.backend_tokenizer
+        self._stream = DecodeStream(skip_special_tokens=True)
+
+    def add(self, token: int) -> str:
+        """What the token adds to the text; empty for special tokens and for the first bytes of a character."""
+        piece = self._stream.step(self._tokenizer, token) or ""
+        self.text += piece
+        return piece
 
 
 class WordStreamer(BaseStreamer):
