@@ -1,17 +1,17 @@
-import io
 import json
+import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 from PIL import Image
-from rich.console import Console
 from typer.testing import CliRunner
 
-from fake_talker import FakeProcessor, FakeTalker
+from fake_talker import FakeProcessor, FakeStream, scripted_talker
 from streamchat_hf import cli
-from streamchat_hf.streaming.words import SpokenWord
+from streamchat_hf.streaming.terminal import Chat
 
 SCRIPT = "a red circle , left now blue . <eos>"
 runner = CliRunner()
@@ -20,11 +20,28 @@ runner = CliRunner()
 @pytest.fixture
 def fake(monkeypatch):
     processor = FakeProcessor()
-    talker = FakeTalker(processor.tokenizer, SCRIPT)
+    talker = scripted_talker(processor.tokenizer, SCRIPT)
     loaded = []
     monkeypatch.setattr(cli, "_load", lambda *args: loaded.append(args) or (talker, processor))
     processor.loaded = loaded
     return processor
+
+
+@pytest.fixture
+def typed():
+    """Puts a text before the command's input; pytest has closed the real one."""
+    before = os.dup(0)
+
+    def type_in(text: str) -> None:
+        reading, writing = os.pipe()
+        os.write(writing, text.encode())
+        os.close(writing)
+        os.dup2(reading, 0)
+        os.close(reading)
+
+    yield type_in
+    os.dup2(before, 0)
+    os.close(before)
 
 
 def run(*args: object, code: int = 0):
@@ -35,7 +52,7 @@ def run(*args: object, code: int = 0):
 
 def test_help_lists_the_commands():
     output = run("--help").output
-    assert all(name in output for name in ("demo", "chat", "train", "eval", "convert"))
+    assert all(name in output for name in ("demo", "chat", "replay", "train", "eval", "convert"))
     assert "streamworld" in run("eval", "--help").output
     assert "streamformer" in run("convert", "--help").output
 
@@ -53,20 +70,95 @@ def test_chat_shows_words_with_stream_time_and_frame_age(fake, tmp_path):
     value = json.loads(path.read_text())
     assert (value["answer"], value["question"]) == ("a red circle , left now blue .", question)
     assert value["words"][1] == {"text": "red", "time": 2.5, "newest_frame_time": 2.0, "frame_age": 0.5}
+    assert list(value) == ["question", "start_time", "answer", "words", "tokens", "statistics"]
+    assert (value["statistics"]["turns"], value["statistics"]["tokens"]) == (1, 9)
+    assert "stream time" not in output
     assert fake.closed == 1
 
 
-def test_the_newest_words_stay_on_a_small_screen_and_all_stand_there_in_the_end():
-    screen = io.StringIO()
-    words = [SpokenWord(f"word{i}", i / 2, i / 2) for i in range(20)]
-    with cli._live_table(Console(file=screen, force_terminal=True, height=12, width=80), "?", 0.0) as show:
-        for n in range(1, 21):
-            before = screen.tell()
-            show(words[:n])
-            assert f"word{n - 1} " in screen.getvalue()[before:]
-            assert "word0 " in screen.getvalue()[before:] or n > 5
-        before = screen.tell()
-    assert all(f"{word.text} " in screen.getvalue()[before:] for word in words)
+def test_every_line_of_the_input_is_a_question(fake, typed, tmp_path):
+    path = tmp_path / "answers.json"
+    typed("what colour is it ?\nwhat do you see ?\n")
+    output = run("chat", "clip", "--fps", 1, "--tokens-per-second", 2, "--json", path).output
+    value = json.loads(path.read_text())
+    assert [answer["question"] for answer in value["answers"]] == ["what colour is it ?", "what do you see ?"]
+    assert value["question"] == "what colour is it ?" and value["answers"][1]["answer"] == SCRIPT[: -len(" <eos>")]
+    assert "stream time" in output  # the statistics
+
+
+def test_a_chat_needs_something_to_answer(fake, typed):
+    typed("")
+    assert "nothing was asked" in run("chat", "clip", "--tokens-per-second", 2, code=1).stderr
+    assert "QUESTION" in run("chat", "clip", "--filmstrip", "strip.png", code=1).stderr
+
+
+def test_chat_passes_its_options_on(fake, monkeypatch):
+    calls = {}
+    stream, session = fake.stream, cli.StreamingSession
+    monkeypatch.setattr(fake, "stream", lambda *args, **kwargs: calls.update(kwargs) or stream(*args, **kwargs))
+    monkeypatch.setattr(
+        cli, "StreamingSession", lambda *args, **kwargs: calls.update(kwargs) or session(*args, **kwargs)
+    )
+    fake.tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
+    flags = ("--backpressure", "drop_oldest", "--system", "be short .", "--stall-timeout", 7, "--live")
+    run("chat", "clip", "?", "--tokens-per-second", 2, *flags, "--policy", "on-question")
+    assert calls == {
+        **{"fps": None, "live": True, "stall_timeout": 7.0, "frame_timeout": 7.0, "record": None, "do_sample": False},
+        **{"backpressure": "drop_oldest", "system": "be short .", "tokens_per_second": 2.0, "max_new_tokens": 64},
+        "policy": "on-question",
+    }
+    run("chat", "clip", "?", "--tokens-per-second", 2, "--no-live")
+    assert calls["live"] is False and calls["backpressure"] == "latest"
+
+
+def test_an_error_keeps_the_statistics_and_what_was_said(fake, tmp_path, monkeypatch):
+    def fail_late(stream):
+        frame = read(stream)
+        if frame[0] > 4:
+            raise OSError("the cable is out")
+        return frame
+
+    read = FakeStream.__next__
+    monkeypatch.setattr(FakeStream, "__next__", fail_late)
+    path = tmp_path / "answer.json"
+    result = run("chat", "clip", "?", "--at", 2, "--tokens-per-second", 2, "--json", path, code=1)
+    assert result.stderr == "error: clip failed after 4.000 s: the cable is out\n"
+    assert "a red circle , (interrupted)" in result.stdout.splitlines()
+    assert "5 seen, 4 encoded" in result.stdout
+    value = json.loads(path.read_text())
+    assert (value["answer"], value["statistics"]["frames_seen"]) == ("a red circle ,", 5)
+
+
+def test_ctrl_c_prints_the_statistics(fake, tmp_path, monkeypatch):
+    def interrupt(chat, event):
+        take(chat, event)
+        if len(seen := seen_tokens(chat)) == 3:
+            raise KeyboardInterrupt
+        return seen
+
+    def seen_tokens(chat):
+        return chat._view.turn.tokens if chat._view.turn else []
+
+    take = Chat._take
+    monkeypatch.setattr(Chat, "_take", interrupt)
+    path = tmp_path / "answer.json"
+    output = run("chat", "clip", "?", "--at", 2, "--tokens-per-second", 2, "--json", path, code=130).output
+    assert "a red circle (interrupted)" in output.splitlines() and "stream time" in output
+    assert json.loads(path.read_text())["answer"] == "a red circle"
+    assert fake.closed == 1
+
+
+def test_a_recorded_chat_is_replayed_to_the_same_tokens(fake, tmp_path, monkeypatch):
+    folder, path = tmp_path / "recording", tmp_path / "replay.json"
+    flags = ("--at", 2, "--fps", 1, "--tokens-per-second", 2)
+    told = run("chat", "clip", "what do you see ?", *flags, "--record", folder).output
+    output = run("replay", folder, "--json", path).output
+    assert output == told + "the same 9 tokens as recorded\n"
+    assert json.loads(path.read_text())["statistics"]["tokens"] == 9
+    other = scripted_talker(fake.tokenizer, "a red square , left now blue . <eos>")
+    monkeypatch.setattr(cli, "_load", lambda *args: (other, fake))
+    assert "said otherwise than recorded, from token 3 of 9 on" in run("replay", folder, code=1).stderr
+    assert "no-recording" in run("replay", tmp_path / "no-recording", code=1).stderr
 
 
 def test_chat_draws_the_frames_it_saw(fake, tmp_path):
@@ -79,19 +171,24 @@ def test_chat_draws_the_frames_it_saw(fake, tmp_path):
 
 
 def test_the_film_strip_of_a_chat_has_the_frozen_answer_beneath(fake, tmp_path, monkeypatch):
-    seen, ask = [], cli.ask
-
-    def spy(model, processor, question, frames, **options):
-        frames = list(frames)
-        seen.append([frame[0] for frame in frames])
-        return ask(model, processor, question, frames, **options)
-
-    monkeypatch.setattr(cli, "ask", spy)
+    drawn = []
+    monkeypatch.setattr(cli, "draw_filmstrip", lambda *args: drawn.append(args))
     flags = ("--at", 3, "--fps", 1, "--tokens-per-second", 2)
-    assert "frozen:" not in run("chat", "clip", "?", *flags).output and len(seen) == 1
+    assert "frozen:" not in run("chat", "clip", "?", *flags).output and drawn == []
     output = run("chat", "clip", "?", *flags, "--filmstrip", tmp_path / "strip.png").output
     assert "frozen:" in output
-    assert seen[1:] == [[float(t) for t in range(10)], [0.0, 1.0, 2.0, 3.0]]
+    [(words, images, path, question, at, frozen)] = drawn
+    assert (path, question, at) == (tmp_path / "strip.png", "?", 3.0)
+    assert [word.frame_time for word in words] == [3.0, 3.0, 4.0, 4.0, 5.0, 5.0, 6.0, 6.0]
+    assert [(word.text, word.time) for word in frozen] == [(word.text, word.time) for word in words]
+    assert {word.frame_time for word in frozen} == {3.0}
+    assert [time for time, _ in images][:7] == [float(t) for t in range(7)]
+    assert fake.closed == 3
+
+
+def test_a_live_source_cannot_be_watched_again(fake, tmp_path):
+    flags = ("--live", "--tokens-per-second", 2, "--filmstrip", tmp_path / "strip.png")
+    assert "frozen:" not in run("chat", "clip", "?", *flags).output
 
 
 def test_chat_cuts_and_passes_the_model_on(fake):
@@ -124,7 +221,13 @@ def test_remote_code_runs_only_when_asked_for(model, monkeypatch):
     [
         (("chat", "nowhere.mp4", "?"), "nowhere.mp4: no such video (second line)"),
         (("demo", "--duration", "0.5"), "at least 1 second"),
-        (("chat", "clip", "?", "--filmstrip", "/no/such/folder/strip.png"), "/no/such/folder/strip.png"),
+        (
+            ("chat", "clip", "?", "--tokens-per-second", 2, "--filmstrip", "/no/folder/strip.png"),
+            "/no/folder/strip.png",
+        ),
+        (("chat", "clip", "?", "--system", "be short ."), "StreamWorld knows the roles user and assistant only"),
+        (("chat", "clip", "?", "--policy", "at-will"), "policy='at-will' must be one of on-question"),
+        (("chat", "clip", "?", "--backpressure", "none"), "backpressure='none' must be one of block"),
     ],
 )
 def test_errors_are_one_line(fake, args, message):
@@ -134,7 +237,7 @@ def test_errors_are_one_line(fake, args, message):
 
 
 def test_a_defect_keeps_its_traceback(fake, monkeypatch):
-    monkeypatch.setattr(cli, "ask", lambda *args, **kwargs: {}["typo"])
+    monkeypatch.setattr(cli, "StreamingSession", lambda *args, **kwargs: {}["typo"])
     result = runner.invoke(cli.app, ["chat", "clip", "?"])
     assert isinstance(result.exception, KeyError)
 
@@ -150,6 +253,18 @@ def test_demo_compares_watching_with_frozen(fake, tmp_path):
     assert len(value["live"]["tokens"]) == min(8, len(SCRIPT.split()))
     assert "frozen:" in output and "watching on:" in output
     assert fake.closed == 2
+
+
+def test_a_source_that_hangs_does_not_keep_the_command(monkeypatch):
+    ended, plugged_in = [], threading.Event()
+    monkeypatch.setattr(cli.os, "_exit", ended.append)
+    hanging = threading.Thread(target=plugged_in.wait, name="streamchat grab", daemon=True)
+    hanging.start()
+    with pytest.raises(SystemExit):
+        cli.app(["no-such-command"])
+    assert ended == [2]
+    plugged_in.set()
+    hanging.join()
 
 
 def test_eval_prints_its_table_and_writes_everything(fake, tmp_path, monkeypatch):
