@@ -3,7 +3,6 @@ import os
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -103,7 +102,7 @@ def test_chat_passes_its_options_on(fake, monkeypatch):
     flags = ("--backpressure", "drop_oldest", "--system", "be short .", "--stall-timeout", 7, "--live")
     run("chat", "clip", "?", "--tokens-per-second", 2, *flags, "--policy", "on-question")
     assert calls == {
-        **{"fps": None, "live": True, "stall_timeout": 7.0, "frame_timeout": 7.0, "record": None, "do_sample": False},
+        **{"fps": None, "live": True, "stall_timeout": 7.0, "frame_timeout": 12.0, "record": None, "do_sample": False},
         **{"backpressure": "drop_oldest", "system": "be short .", "tokens_per_second": 2.0, "max_new_tokens": 64},
         "policy": "on-question",
     }
@@ -291,8 +290,10 @@ def test_train_runs_the_recipe(tmp_path, monkeypatch):
     module = type(sys)("streamchat_hf.training.streamworld")
     module.train = lambda *args, **kwargs: calls.append((*args, kwargs)) or tmp_path / "final"
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    output = run("train", "recipe.yaml", "--output_dir", tmp_path, "--no-resume").output
-    assert calls == [(Path("recipe.yaml"), tmp_path, {"resume": False})]
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("seed: 7\n")
+    output = run("train", recipe, "--output_dir", tmp_path, "--no-resume").output
+    assert calls == [(recipe, tmp_path, {"resume": False})]
     assert output.replace("\n", "") == f"written: {tmp_path / 'final'}"
 
 

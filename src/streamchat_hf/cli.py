@@ -35,7 +35,7 @@ from streamchat_hf.streaming.events import ResponseEnded
 from streamchat_hf.streaming.filmstrip import draw_filmstrip
 from streamchat_hf.streaming.recorder import FrameRecorder
 from streamchat_hf.streaming.recording import Recording
-from streamchat_hf.streaming.session import StreamingSession
+from streamchat_hf.streaming.session import GRACE, StreamingSession
 from streamchat_hf.streaming.terminal import Chat, live_word_table, statistics_table
 
 
@@ -188,7 +188,7 @@ def chat(
         backpressure=backpressure,
         max_new_tokens=max_new_tokens,
         record=record,
-        frame_timeout=stall_timeout,
+        frame_timeout=stall_timeout + GRACE,  # the stream itself says more
     )
     typing = os.isatty(STDIN) and console.is_interactive and filmstrip is None
     conversation = Chat(session, processor.tokenizer, console, STDIN if typing or question is None else None)
@@ -261,17 +261,18 @@ def eval_streamworld(
     _write_json(json_file, result)
 
 
-@app.command()
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
+)
 @one_line_errors
 def train(
-    recipe: Annotated[Path, typer.Argument(help="YAML file, such as recipes/streamchat/streamworld.yaml.")],
-    output_dir: Annotated[Path, typer.Option("--output-dir", "--output_dir", help="Where everything goes.")],
-    resume: Annotated[bool, typer.Option(help="Go on where an interrupted run stopped.")] = True,
+    context: typer.Context,
+    recipe: Annotated[Path, typer.Argument(help="YAML file, such as recipes/streamchat/sft.yaml.")],
 ) -> None:
-    """Train a model by a recipe; model and processor end up in the folder `final` of the output."""
-    from streamchat_hf.training.streamworld import train as run_recipe
+    """Train a model by a recipe; `--key value` behind it wins over the file. The result is the folder `final`."""
+    from streamchat_hf.training.__main__ import main
 
-    Console(highlight=False).print(f"written: {run_recipe(recipe, output_dir, resume=resume)}")
+    Console(highlight=False).print(f"written: {main([str(recipe), *context.args])}")
 
 
 @convert_app.command("streamformer")

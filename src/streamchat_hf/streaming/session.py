@@ -25,6 +25,8 @@ from streamchat_hf.streaming.recording import RecordedClock, Recorder, Recording
 from streamchat_hf.streaming.statistics import SessionStatistics, Tally, spread
 from streamchat_hf.streaming.words import SpokenWord, TextPieces, spoken_words
 
+# A stream that watches itself for stalls knows best what has happened: it is waited for a little longer, in seconds.
+GRACE = 5.0
 # When to speak. Speaking first is for models that have learnt when.
 POLICIES = ("on-question",)
 # Seconds that a source may take to let go of the session when it is closed.
@@ -134,8 +136,9 @@ class StreamingSession:
         else:
             # A file that is open iterates, too, but over lines.
             is_frames = hasattr(source, "__next__") and not hasattr(source, "read")
-            self._stream = source if is_frames else processor.stream(source, fps=fps)
-            how = (fps, tokens_per_second, backpressure, frame_timeout)
+            self._stream = source if is_frames else processor.stream(source, fps=fps, stall_timeout=frame_timeout)
+            patience = frame_timeout if is_frames else frame_timeout + GRACE
+            how = (fps, tokens_per_second, backpressure, patience)
             self._clock = model.open_clock(self._stream, self.cache, *how)
         self._recorder = None if record is None else Recorder(record)
         if self._recorder is not None:

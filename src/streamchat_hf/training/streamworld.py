@@ -52,6 +52,7 @@ class Recipe:
         talk, practise: the same for stage 2.
         fps: frame rate of the clips, and the processor's default.
         threads: CPU threads of a process, 0 for torch's choice.
+        trainer: names this trainer among those of `streamchat train`.
     """
 
     seed: int
@@ -62,6 +63,7 @@ class Recipe:
     practise: dict[str, Any]
     fps: float = 2.0
     threads: int = 0
+    trainer: str = "streamworld"
 
     @classmethod
     def load(cls, path: str | Path) -> "Recipe":

@@ -1,0 +1,45 @@
+"""`accelerate launch -m streamchat_hf.training RECIPE [--key value ...]`, and what `streamchat train` does."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+
+def main(words: Sequence[str] | None = None) -> Path:
+    """Trains by a recipe, with the trainer that its field `trainer` names.
+
+    Args:
+        words: The recipe file, then `--key value` for what shall differ from it; `None`: of the command line.
+
+    Returns:
+        The folder of the trained model and processor.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If there is no such trainer, or the recipe does not fit it.
+    """
+    words = sys.argv[1:] if words is None else words
+    if not words or words[0].startswith("-"):
+        raise ValueError("name a recipe first, such as recipes/streamchat/sft.yaml")
+    recipe, *overrides = words
+    trainer = yaml.safe_load(Path(recipe).read_text()).get("trainer", "streamworld")
+    if trainer == "sft":
+        from streamchat_hf.training.sft import train
+
+        return train(recipe, overrides)
+    if trainer == "streamworld":
+        from streamchat_hf.training.streamworld import train as train_streamworld
+
+        parser = argparse.ArgumentParser(prog="train RECIPE")
+        parser.add_argument("--output_dir", "--output-dir", required=True, type=Path)
+        parser.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True)
+        options = parser.parse_args(overrides)
+        return train_streamworld(Path(recipe), options.output_dir, resume=options.resume)
+    raise ValueError(f"{recipe}: trainer {trainer!r} must be sft or streamworld")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""The recipe says which trainer it is for."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from streamchat_hf.training.__main__ import main
+
+
+def fake(monkeypatch, name, calls):
+    module = type(sys)(f"streamchat_hf.training.{name}")
+    module.train = lambda *args, **kwargs: calls.append((name, args, kwargs)) or Path("final")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    calls = []
+    for name in ("sft", "streamworld"):
+        fake(monkeypatch, name, calls)
+    return calls
+
+
+def test_a_recipe_for_the_three_stages_takes_any_key(tmp_path, calls):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("trainer: sft\nstage: sft\n")
+    assert main([str(recipe), "--learning_rate", "1e-5"]) == Path("final")
+    assert calls == [("sft", (str(recipe), ["--learning_rate", "1e-5"]), {})]
+
+
+@pytest.mark.parametrize("option", ["--output_dir", "--output-dir"])
+@pytest.mark.parametrize("resume", [True, False])
+def test_the_recipe_of_the_shipped_checkpoint(tmp_path, calls, option, resume):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("seed: 7\n")
+    main([str(recipe), option, "runs/x", *[["--no-resume"], []][resume]])
+    assert calls == [("streamworld", (recipe, Path("runs/x")), {"resume": resume})]
+
+
+def test_what_is_wrong_is_said(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("trainer: dpo\n")
+    with pytest.raises(ValueError, match="'dpo' must be sft or streamworld"):
+        main([str(tmp_path / "recipe.yaml")])
+    with pytest.raises(ValueError, match="name a recipe first"):
+        main(["--output_dir", "x"])
+    with pytest.raises(FileNotFoundError, match="gone.yaml"):
+        main([str(tmp_path / "gone.yaml")])
