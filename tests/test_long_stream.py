@@ -51,4 +51,5 @@ def test_accuracy_after_2000_silent_frames():
             rows += score_answer(case.world, case.question, case.ask_time, spoken)
         assert len(rows) > 150
         accuracy[silent_frames] = sum(row["correct"] for row in rows) / len(rows)
+    print(f"state words true when spoken, after so many silent frames: {accuracy}; {len(rows)} words")
     assert accuracy[20] >= 0.85 and abs(accuracy[20] - accuracy[2000]) <= 0.03, accuracy

@@ -250,6 +250,7 @@ class StreamingCacheMixin(Cache):
         """
         if not 0 <= begin <= end <= self.get_seq_length():
             raise ValueError(f"cannot forget tokens {begin} to {end}: {self.get_seq_length()} have been read")
+        begin, end = int(begin), int(end)  # a static cache counts in a tensor that cutting changes
         self._cut_text(begin, end)
         self.said, self.history, self.history_mask = (
             _without(tokens, 1, begin, end) for tokens in (self.said, self.history, self.history_mask)

@@ -311,6 +311,7 @@ class StreamingGenerationMixin(GenerationMixin):
             output = self._watch(
                 feed,
                 start,
+                lasting,
                 lambda: super(StreamingGenerationMixin, self).generate(
                     conversation, generation_config, *args, **options, **kwargs
                 ),
@@ -318,7 +319,7 @@ class StreamingGenerationMixin(GenerationMixin):
         return feed.with_times(output, skip=conversation.shape[1] - input_ids.shape[1])
 
     @staticmethod
-    def _watch(feed: StreamFeed, start: int, decode: Callable):
+    def _watch(feed: StreamFeed, start: int, lasting: bool, decode: Callable):
         """Runs the decoding loop; whatever happens, no half-told turn is left behind."""
         output = None
         try:
@@ -327,7 +328,7 @@ class StreamingGenerationMixin(GenerationMixin):
             return output
         except StreamingError as error:
             error.partial = feed.tokens
-            for reader in feed.clock.readers:
+            for reader in () if lasting else feed.clock.readers:  # a lasting clock is its owner's to close
                 reader.close()
                 reader.close_source()
             raise
