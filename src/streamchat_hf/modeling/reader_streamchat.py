@@ -309,7 +309,8 @@ class FrameReader:
             self._changed.notify_all()
         # Only the source can hang; the frame being encoded is part of the vision tower's state already.
         for thread, limit in zip(self._threads, (timeout, None), strict=False):
-            thread.join(limit)
+            if thread is not threading.current_thread():  # a source may close who reads it
+                thread.join(limit)
         self._threads = []
         with self._changed:
             self.state.waiting.extendleft(reversed([*self._ready, *self._queue]))
