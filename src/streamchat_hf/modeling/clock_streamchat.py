@@ -81,8 +81,7 @@ class WallClock:
     def start(self, at: int) -> None:
         """Lets time run from `at`. What a file shows up to then lies in the past and is read before."""
         if self._time is None:
-            if at > 0:  # at the beginning nothing is past, and a source that hangs would be waited for without end
-                self._past = _take_all(self.readers, lambda reader: [] if reader.live else reader.take_due(at))
+            self._past = _take_all(self.readers, lambda reader: [] if reader.live else reader.take_due(at))
             self._time = StreamTime(at)
             for reader in self.readers:
                 reader.start(self._time)
