@@ -8,7 +8,7 @@ import pytest
 import typer
 from typer.main import get_command
 
-from streamchat_hf.cli import app
+from streamchat_cli.main import app
 from streamchat_hf.data.streamworld import World
 from streamchat_hf.data.streamworld_render import write_mp4
 

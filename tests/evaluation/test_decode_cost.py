@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import Qwen2Config, Qwen2ForCausalLM
 from typer.testing import CliRunner
 
-from streamchat_hf.cli import app
+from streamchat_cli.main import app
 from streamchat_hf.evaluation import decode_cost
 from streamchat_hf.evaluation.decode_cost import CURVE, RATIOS, SMALL, SMOLLM2, Way, measure_decode_cost
 

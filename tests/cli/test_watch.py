@@ -2,28 +2,15 @@ import json
 import os
 import subprocess
 import sys
-import threading
 
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
-from fake_talker import FakeProcessor, FakeStream, scripted_talker
-from streamchat_hf import cli
+from cli_helpers import run, table_rows
+from fake_talker import FakeStream, scripted_talker
+from streamchat_cli import watch
+from streamchat_hf.streaming import filmstrip, session
 from streamchat_hf.streaming.terminal import Chat
-
-SCRIPT = "a red circle , left now blue . <eos>"
-runner = CliRunner()
-
-
-@pytest.fixture
-def fake(monkeypatch):
-    processor = FakeProcessor()
-    talker = scripted_talker(processor.tokenizer, SCRIPT)
-    loaded = []
-    monkeypatch.setattr(cli, "_load", lambda *args: loaded.append(args) or (talker, processor))
-    processor.loaded = loaded
-    return processor
 
 
 @pytest.fixture
@@ -43,28 +30,15 @@ def typed():
     os.close(before)
 
 
-def run(*args: object, code: int = 0):
-    result = runner.invoke(cli.app, [str(arg) for arg in args])
-    assert result.exit_code == code, result.output
-    return result
-
-
-def test_help_lists_the_commands():
-    output = run("--help").output
-    assert all(name in output for name in ("demo", "chat", "replay", "train", "eval", "convert"))
-    assert "streamworld" in run("eval", "--help").output
-    assert "streamformer" in run("convert", "--help").output
-
-
 def test_chat_shows_words_with_stream_time_and_frame_age(fake, tmp_path):
     path = tmp_path / "answer.json"
     question = "what do you see ?"
     output = run(
         *("chat", "clip.mp4", question, "--at", 2, "--fps", 1, "--tokens-per-second", 2, "--json", path)
     ).output
-    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in output.splitlines() if line.startswith("│")]
+    rows = table_rows(output)
     assert rows[:2] == [["2.00 s", "a", "2.00 s", "0.00 s"], ["2.50 s", "red", "2.00 s", "0.50 s"]]
-    assert [row[1] for row in rows] == SCRIPT.split()[:-1]
+    assert [row[1] for row in rows] == fake.script.split()[:-1]
     assert "a red circle , left now blue ." in output.splitlines()
     value = json.loads(path.read_text())
     assert (value["answer"], value["question"]) == ("a red circle , left now blue .", question)
@@ -81,7 +55,9 @@ def test_every_line_of_the_input_is_a_question(fake, typed, tmp_path):
     output = run("chat", "clip", "--fps", 1, "--tokens-per-second", 2, "--json", path).output
     value = json.loads(path.read_text())
     assert [answer["question"] for answer in value["answers"]] == ["what colour is it ?", "what do you see ?"]
-    assert value["question"] == "what colour is it ?" and value["answers"][1]["answer"] == SCRIPT[: -len(" <eos>")]
+    assert (
+        value["question"] == "what colour is it ?" and value["answers"][1]["answer"] == fake.script[: -len(" <eos>")]
+    )
     assert "stream time" in output  # the statistics
 
 
@@ -93,10 +69,10 @@ def test_a_chat_needs_something_to_answer(fake, typed):
 
 def test_chat_passes_its_options_on(fake, monkeypatch):
     calls = {}
-    stream, session = fake.stream, cli.StreamingSession
+    stream, open_session = fake.stream, session.StreamingSession
     monkeypatch.setattr(fake, "stream", lambda *args, **kwargs: calls.update(kwargs) or stream(*args, **kwargs))
     monkeypatch.setattr(
-        cli, "StreamingSession", lambda *args, **kwargs: calls.update(kwargs) or session(*args, **kwargs)
+        session, "StreamingSession", lambda *args, **kwargs: calls.update(kwargs) or open_session(*args, **kwargs)
     )
     fake.tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
     flags = ("--backpressure", "drop_oldest", "--system", "be short .", "--stall-timeout", 7, "--live")
@@ -155,7 +131,7 @@ def test_a_recorded_chat_is_replayed_to_the_same_tokens(fake, tmp_path, monkeypa
     assert output == told + "the same 9 tokens as recorded\n"
     assert json.loads(path.read_text())["statistics"]["tokens"] == 9
     other = scripted_talker(fake.tokenizer, "a red square , left now blue . <eos>")
-    monkeypatch.setattr(cli, "_load", lambda *args: (other, fake))
+    monkeypatch.setattr(watch, "load", lambda *args: (other, fake))
     assert "said otherwise than recorded, from token 3 of 9 on" in run("replay", folder, code=1).stderr
     assert "no-recording" in run("replay", tmp_path / "no-recording", code=1).stderr
 
@@ -171,7 +147,7 @@ def test_chat_draws_the_frames_it_saw(fake, tmp_path):
 
 def test_the_film_strip_of_a_chat_has_the_frozen_answer_beneath(fake, tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(cli, "draw_filmstrip", lambda *args: drawn.append(args))
+    monkeypatch.setattr(filmstrip, "draw_filmstrip", lambda *args: drawn.append(args))
     flags = ("--at", 3, "--fps", 1, "--tokens-per-second", 2)
     assert "frozen:" not in run("chat", "clip", "?", *flags).output and drawn == []
     output = run("chat", "clip", "?", *flags, "--filmstrip", tmp_path / "strip.png").output
@@ -196,25 +172,6 @@ def test_chat_cuts_and_passes_the_model_on(fake):
     assert fake.loaded == [("me/x", True)]
 
 
-@pytest.mark.parametrize("model", [None, "me/x"])
-def test_remote_code_runs_only_when_asked_for(model, monkeypatch):
-    seen = []
-
-    class Auto:
-        @classmethod
-        def from_pretrained(cls, path, trust_remote_code):
-            seen.append((path, trust_remote_code))
-            return cls()
-
-        def eval(self):
-            return self
-
-    monkeypatch.setattr(cli, "AutoModel", Auto)
-    monkeypatch.setattr(cli, "AutoProcessor", Auto)
-    cli._load(model, False)
-    assert seen == [(model or str(cli.tiny_checkpoint()), False)] * 2
-
-
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -235,12 +192,6 @@ def test_errors_are_one_line(fake, args, message):
     assert message in result.stderr and "Traceback" not in result.output
 
 
-def test_a_defect_keeps_its_traceback(fake, monkeypatch):
-    monkeypatch.setattr(cli, "StreamingSession", lambda *args, **kwargs: {}["typo"])
-    result = runner.invoke(cli.app, ["chat", "clip", "?"])
-    assert isinstance(result.exception, KeyError)
-
-
 def test_demo_compares_watching_with_frozen(fake, tmp_path):
     strip, path = tmp_path / "strip.png", tmp_path / "demo.json"
     output = run("demo", "--out", strip, "--json", path, "--at", 1, "--duration", 5).output
@@ -249,73 +200,14 @@ def test_demo_compares_watching_with_frozen(fake, tmp_path):
     assert max(token["newest_frame_time"] for token in value["live"]["tokens"]) > 1.0
     assert {token["newest_frame_time"] for token in value["frozen"]["tokens"]} == {1.0}
     # The clip ends after 5 seconds, and so does the answer.
-    assert len(value["live"]["tokens"]) == min(8, len(SCRIPT.split()))
+    assert len(value["live"]["tokens"]) == min(8, len(fake.script.split()))
     assert "frozen:" in output and "watching on:" in output
     assert fake.closed == 2
 
 
-def test_a_source_that_hangs_does_not_keep_the_command(monkeypatch):
-    ended, plugged_in = [], threading.Event()
-    monkeypatch.setattr(cli.os, "_exit", ended.append)
-    hanging = threading.Thread(target=plugged_in.wait, name="streamchat grab", daemon=True)
-    hanging.start()
-    with pytest.raises(SystemExit):
-        cli.app(["no-such-command"])
-    assert ended == [2]
-    plugged_in.set()
-    hanging.join()
-
-
-def test_eval_prints_its_table_and_writes_everything(fake, tmp_path, monkeypatch):
-    result = {
-        "state_accuracy": {"fresh": 0.9, "frozen": 0.25, "grey": 0.1, "oracle": 0.3, "chance": 0.2},
-        "by_kind": {"colour": {"fresh": 1.0, "frozen": 0.5, "grey": None, "chance": 0.25, "n": 4}},
-        "n": 8,
-        "rows": [{"word": "red"}],
-    }
-    calls = []
-    module = type(sys)("streamchat_hf.evaluation.streamworld")
-    module.evaluate = lambda *args, **kwargs: calls.append(kwargs) or result
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    path = tmp_path / "eval.json"
-    output = run("eval", "streamworld", "--seed", 3, "--split", "seen", "--clips", 2, "--json", path).output
-    assert calls == [{"seed": 3, "split": "seen", "clips": 2, "progress": False}]
-    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in output.splitlines() if line.startswith("│")]
-    assert rows == [["colour", "100.0", "50.0", "–", "25.0", "4"], ["all", "90.0", "25.0", "10.0", "20.0", "8"]]
-    assert json.loads(path.read_text()) == result
-
-
-def test_train_runs_the_recipe(tmp_path, monkeypatch):
-    calls = []
-    module = type(sys)("streamchat_hf.training.streamworld")
-    module.train = lambda *args, **kwargs: calls.append((*args, kwargs)) or tmp_path / "final"
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("seed: 7\n")
-    output = run("train", recipe, "--output_dir", tmp_path, "--no-resume").output
-    assert calls == [(recipe, tmp_path, {"resume": False})]
-    assert output.replace("\n", "") == f"written: {tmp_path / 'final'}"
-
-
-def test_convert_calls_the_converter(tmp_path, monkeypatch):
-    calls = []
-    module = type(sys)("streamchat_hf.convert.streamformer")
-    module.convert_streamformer = lambda *args: calls.append(args)
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    run("convert", "streamformer", "published", tmp_path)
-    assert calls == [("published", tmp_path)]
-
-
-def test_without_the_extra_one_line_says_which_to_install():
-    code = "import sys; sys.modules['typer'] = None; import streamchat_hf.cli"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert result.returncode == 1
-    assert result.stderr == "the streamchat command needs typer: pip install 'streamchat-hf[cli]'\n"
-
-
 @pytest.mark.slow
 def test_demo_as_a_newcomer_runs_it(tmp_path):
-    command = [sys.executable, "-c", "from streamchat_hf.cli import app; app()", "demo", "--json", "demo.json"]
+    command = [sys.executable, "-c", "from streamchat_cli.main import app; app()", "demo", "--json", "demo.json"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
     assert (result.returncode, result.stderr) == (0, "")
     assert Image.open(tmp_path / "filmstrip.png").width > 1000

@@ -1,22 +1,19 @@
-"""The `streamchat data` commands that make data."""
+"""`streamchat data`, `train` and `convert`: what makes data and models."""
 
 import dataclasses
-import functools
-import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from streamchat_hf.data.synthesize import UNREAD, synthesize
-from streamchat_hf.data.synthesize_dedup import THRESHOLD, SentenceEncoder
-from streamchat_hf.data.synthesize_llm import load_language_model
-from streamchat_hf.data.synthesize_segment import LONGEST
+from streamchat_cli.app import JsonOption, app, check_folders, one_line_errors, write_json
 
 data_app = typer.Typer(help="Make training data.", no_args_is_help=True)
+convert_app = typer.Typer(help="Turn a published checkpoint into ours.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+app.add_typer(convert_app, name="convert")
 
 MEANINGS = {
     "kept": "written",
@@ -33,20 +30,8 @@ MEANINGS = {
 }
 
 
-def _one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
-    """The command line's own way with errors; looked up late, because the command line imports this file."""
-
-    @functools.wraps(command)
-    def run(*args: Any, **kwargs: Any) -> None:
-        from streamchat_hf.cli import one_line_errors
-
-        one_line_errors(command)(*args, **kwargs)
-
-    return run
-
-
 @data_app.command("synthesize")
-@_one_line_errors
+@one_line_errors
 def synthesize_command(
     captions: Annotated[Path, typer.Argument(help="Dense captions, one video per line of JSON.")],
     out: Annotated[Path, typer.Option(help="The JSONL file to write; its log, for going on, lies beside it.")],
@@ -55,17 +40,19 @@ def synthesize_command(
     workers: Annotated[int, typer.Option(help="How many conversations at once.")] = 8,
     seed: Annotated[int, typer.Option(help="Of the choice of segments and examples.")] = 0,
     limit: Annotated[int | None, typer.Option(help="How many segments; default: one per video.")] = None,
-    longest: Annotated[float, typer.Option(help="Length of a segment, in seconds.")] = LONGEST,
+    longest: Annotated[float, typer.Option(help="Length of a segment, in seconds.")] = 32.0,
     review: Annotated[Path | None, typer.Option(help="A YAML file to read through; its verdicts count.")] = None,
-    unread: Annotated[int, typer.Option(help="How many entries may wait there for a verdict.")] = UNREAD,
+    unread: Annotated[int, typer.Option(help="How many entries may wait there for a verdict.")] = 200,
     embedder: Annotated[str | None, typer.Option(help="Sentence encoder that finds near duplicates.")] = None,
-    threshold: Annotated[float, typer.Option(help="Cosine similarity that makes a near duplicate.")] = THRESHOLD,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Also write everything to this JSON file.")] = None,
+    threshold: Annotated[float, typer.Option(help="Cosine similarity that makes a near duplicate.")] = 0.85,
+    json_file: JsonOption = None,
 ) -> None:
     """Let a language model make dense instructions out of dense captions."""
-    for path in (out, review, json_file):  # rather than when everything has been asked
-        if path is not None and not path.parent.is_dir():
-            raise FileNotFoundError(f"{path.parent}: no such folder")
+    from streamchat_hf.data.synthesize import synthesize
+    from streamchat_hf.data.synthesize_dedup import SentenceEncoder
+    from streamchat_hf.data.synthesize_llm import load_language_model
+
+    check_folders(out, review, json_file)
     console = Console(highlight=False)
     result = synthesize(
         captions,
@@ -92,5 +79,31 @@ def synthesize_command(
     console.print(f"written: {out}")
     if review is not None:
         console.print(f"to be read: {result.unread} entries of {review}")
-    if json_file is not None:
-        json_file.write_text(json.dumps(dataclasses.asdict(result), indent=1) + "\n")
+    write_json(json_file, dataclasses.asdict(result))
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
+)
+@one_line_errors
+def train(
+    context: typer.Context,
+    recipe: Annotated[Path, typer.Argument(help="YAML file, such as recipes/streamchat/sft.yaml.")],
+) -> None:
+    """Train a model by a recipe; `--key value` behind it wins over the file. The result is the folder `final`."""
+    from streamchat_hf.training.__main__ import main
+
+    Console(highlight=False).print(f"written: {main([str(recipe), *context.args])}")
+
+
+@convert_app.command("streamformer")
+@one_line_errors
+def convert_streamformer_command(
+    source: Annotated[str, typer.Argument(help="The published checkpoint: folder or Hub id.")],
+    dest: Annotated[Path, typer.Argument(help="The folder to write.")],
+) -> None:
+    """Turn the published StreamFormer checkpoint into ours."""
+    from streamchat_hf.convert.streamformer import convert_streamformer
+
+    convert_streamformer(source, dest)
+    Console(highlight=False).print(f"written: {dest}")

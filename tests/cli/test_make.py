@@ -1,21 +1,19 @@
+import inspect
 import json
 import re
+import sys
 
 import pytest
-import typer
 from transformers import BertConfig, BertModel
-from typer.testing import CliRunner
 
+from cli_helpers import run
 from scripted_endpoint import Reply, ScriptedEndpoint, streamworld_script
+from streamchat_cli.make import MEANINGS, synthesize_command
 from streamchat_hf.data.streamworld import World
 from streamchat_hf.data.streamworld_captions import streamworld_captions
 from streamchat_hf.data.streamworld_dialogue import build_tokenizer
 from streamchat_hf.data.synthesize import OUTCOMES
-from streamchat_hf.data.synthesize_cli import MEANINGS, data_app
-
-app = typer.Typer()
-app.add_typer(data_app, name="data")
-runner = CliRunner()
+from streamchat_hf.data.synthesize import synthesize as synthesize_library
 
 
 @pytest.fixture
@@ -27,10 +25,9 @@ def captions(tmp_path):
     return path
 
 
-def run(captions, *options, code=0):
-    words = ["data", "synthesize", captions, "--out", captions.with_name("out.jsonl"), "--model", "tiny", *options]
-    result = runner.invoke(app, [str(word) for word in words], env={"COLUMNS": "120"})
-    assert result.exit_code == code, result.output
+def synthesize(captions, *options, code=0):
+    words = ("data", "synthesize", captions, "--out", captions.with_name("out.jsonl"), "--model", "tiny", *options)
+    result = run(*words, code=code, COLUMNS="120")
     return " ".join(re.sub("[\u2500-\u257f]", " ", result.output).split())  # without the table's lines
 
 
@@ -38,10 +35,18 @@ def test_every_outcome_has_a_meaning():
     assert tuple(MEANINGS) == OUTCOMES
 
 
+def test_the_defaults_are_those_of_the_library():
+    said, library = (inspect.signature(function).parameters for function in (synthesize_command, synthesize_library))
+    for name in ("seed", "limit", "longest", "workers", "review", "unread", "threshold"):
+        assert said[name].default == library[name].default
+
+
 def test_a_run_writes_its_data_and_prints_its_counts(captions, tmp_path):
     options = ("--json", tmp_path / "run.json", "--review", tmp_path / "review.yaml", "--limit", 12, "--seed", 3)
     with ScriptedEndpoint(streamworld_script) as endpoint:
-        output = run(captions, "--base-url", endpoint.url, "--workers", 2, "--unread", 4, "--longest", 8, *options)
+        output = synthesize(
+            captions, "--base-url", endpoint.url, "--workers", 2, "--unread", 4, "--longest", 8, *options
+        )
         assert {request.body["model"] for request in endpoint.requests} == {"tiny"}
     result = json.loads((tmp_path / "run.json").read_text())
     assert (result["asked"], result["unread"], result["silent_videos"]) == (12, 4, 1)
@@ -60,8 +65,10 @@ def test_an_encoder_can_be_named(captions, tmp_path):
     BertModel(BertConfig(vocab_size=len(tokenizer), **size)).save_pretrained(tmp_path / "encoder")
     tokenizer.save_pretrained(tmp_path / "encoder")
     with ScriptedEndpoint(streamworld_script) as endpoint:
-        run(captions, "--base-url", endpoint.url, "--json", tmp_path / "all.json", "--embedder", tmp_path / "encoder")
-        run(
+        synthesize(
+            captions, "--base-url", endpoint.url, "--json", tmp_path / "all.json", "--embedder", tmp_path / "encoder"
+        )
+        synthesize(
             captions,
             "--base-url",
             endpoint.url,
@@ -87,7 +94,7 @@ def test_an_encoder_can_be_named(captions, tmp_path):
 )
 def test_what_a_user_can_cause_ends_in_one_line(captions, options, error):
     with ScriptedEndpoint(streamworld_script) as endpoint:
-        output = run(captions, "--base-url", endpoint.url, *options, code=1)
+        output = synthesize(captions, "--base-url", endpoint.url, *options, code=1)
         assert endpoint.requests == []
     assert output.startswith("error: ")
     assert error in output
@@ -95,11 +102,32 @@ def test_what_a_user_can_cause_ends_in_one_line(captions, options, error):
 
 def test_a_wrong_key_ends_in_one_line_too(captions):
     with ScriptedEndpoint(lambda messages, before: Reply("wrong key", status=401)) as endpoint:
-        output = run(captions, "--base-url", endpoint.url, "--limit", "20", code=1)
+        output = synthesize(captions, "--base-url", endpoint.url, "--limit", "20", code=1)
     assert "error: no answer for 16 segments in a row; tiny: HTTP Error 401: Unauthorized: wrong key" in output
 
 
 def test_a_url_is_a_model(captions):
     with ScriptedEndpoint(streamworld_script) as endpoint:
-        run(captions, "--model", endpoint.url)
+        synthesize(captions, "--model", endpoint.url)
         assert {request.body["model"] for request in endpoint.requests} == {"default"}
+
+
+def test_train_runs_the_recipe(tmp_path, monkeypatch):
+    calls = []
+    module = type(sys)("streamchat_hf.training.streamworld")
+    module.train = lambda *args, **kwargs: calls.append((*args, kwargs)) or tmp_path / "final"
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("seed: 7\n")
+    output = run("train", recipe, "--output_dir", tmp_path, "--no-resume").output
+    assert calls == [(recipe, tmp_path, {"resume": False})]
+    assert output.replace("\n", "") == f"written: {tmp_path / 'final'}"
+
+
+def test_convert_calls_the_converter(tmp_path, monkeypatch):
+    calls = []
+    module = type(sys)("streamchat_hf.convert.streamformer")
+    module.convert_streamformer = lambda *args: calls.append(args)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    run("convert", "streamformer", "published", tmp_path)
+    assert calls == [("published", tmp_path)]

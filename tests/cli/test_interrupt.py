@@ -23,9 +23,14 @@ termios = pytest.importorskip("termios")
 pytestmark = pytest.mark.slow
 
 # The command gets a terminal of its own, as a shell would give it one.
-START = "import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); from streamchat_hf import cli; "
-RUN = "cli.app(prog_name='streamchat')"
-SLOW_LOADING = "import time; cli._load = lambda *args: print('loading') or time.sleep(60); "
+START = "import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); from streamchat_cli import main, watch; "
+RUN = "main.app(prog_name='streamchat')"
+SLOW_IMPORT = (
+    "import importlib.machinery as m, sys; find = m.PathFinder.find_spec; "
+    "m.PathFinder.find_spec = classmethod(lambda cls, name, *args: "
+    "(name == {module!r} and print('importing', flush=True)) or find(name, *args)); "
+)
+SLOW_LOADING = "import time; watch.load = lambda *args: print('loading') or time.sleep(60); "
 ENDS_WITHIN = 1.0  # seconds after Ctrl-C
 ATTEMPTS = 3
 
@@ -201,6 +206,18 @@ def test_while_a_playlist_does_not_answer():
     ends_in_time(scenario)
 
 
+@pytest.mark.parametrize("module", ["torch", "transformers", "streamchat_hf"])
+def test_while_the_libraries_are_imported(module, clip):
+    def scenario() -> float:
+        with chatting(clip, before=SLOW_IMPORT.format(module=module)) as me:
+            me.wait_for(lambda new: b"importing" in new)
+            seconds = me.ctrl_c()
+            assert "Traceback" not in me.check_end()
+        return seconds
+
+    ends_in_time(scenario)
+
+
 def test_while_the_model_is_loaded(clip):
     def scenario() -> float:
         with chatting(clip, before=SLOW_LOADING) as me:
@@ -214,7 +231,7 @@ def test_while_the_model_is_loaded(clip):
 
 def test_on_pipes(clip):
     def scenario() -> float:
-        code = "from streamchat_hf import cli; " + RUN
+        code = "from streamchat_cli import main; " + RUN
         command = [sys.executable, "-c", code, "chat", clip, "--max-new-tokens", "3000"]
         with subprocess.Popen(command, stdin=-1, stdout=-1, stderr=-1, text=True, env=os.environ) as process:
             process.stdin.write("what colour is it ?\n")

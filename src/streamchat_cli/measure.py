@@ -1,0 +1,99 @@
+"""`streamchat eval` and `bench`: how well, and at what cost."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from streamchat_cli.app import (
+    JsonOption,
+    ModelOption,
+    RemoteCodeOption,
+    app,
+    check_folders,
+    load,
+    one_line_errors,
+    write_json,
+)
+
+eval_app = typer.Typer(help="Score a model.", no_args_is_help=True)
+bench_app = typer.Typer(help="Measure what something costs.", no_args_is_help=True)
+app.add_typer(eval_app, name="eval")
+app.add_typer(bench_app, name="bench")
+
+
+@eval_app.command("streamworld")
+@one_line_errors
+def eval_streamworld(
+    model: ModelOption = None,
+    seed: Annotated[int, typer.Option(help="First clip's seed.")] = 0,
+    split: Annotated[str, typer.Option(help="seen or heldout combinations.")] = "heldout",
+    clips: Annotated[int, typer.Option(help="How many clips.")] = 300,
+    trust_remote_code: RemoteCodeOption = False,
+    json_file: JsonOption = None,
+) -> None:
+    """How often a word is true of the world when it is spoken: watching on, frozen at the question, and blind."""
+    from streamchat_hf.evaluation.streamworld import evaluate
+
+    console = Console()
+    talker, processor = load(model, trust_remote_code)
+    result = evaluate(talker, processor, seed=seed, split=split, clips=clips, progress=console.is_terminal)
+    viewers = {"fresh": "watching on", "frozen": "frozen", "grey": "blind", "chance": "chance"}
+    table = Table(title=f"StreamWorld, {split}: words true of the world when spoken, in percent", title_justify="left")
+    table.add_column("about")
+    for name in (*viewers.values(), "words"):
+        table.add_column(name, justify="right")
+    for kind, score in [*result["by_kind"].items(), ("all", {**result["state_accuracy"], "n": result["n"]})]:
+        shares = (score.get(viewer) for viewer in viewers)
+        table.add_row(kind, *("–" if share is None else f"{100 * share:.1f}" for share in shares), str(score["n"]))
+    console.print(table)
+    write_json(json_file, result)
+
+
+@bench_app.command("decode")
+@one_line_errors
+def bench_decode(
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    repeats: Annotated[int, typer.Option(help="How often each way behind a ratio is timed.")] = 15,
+    small: Annotated[bool, typer.Option("--small", help="A tiny model, in seconds; its times mean nothing.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Also draw step time against frames seen.")] = None,
+    json_file: JsonOption = None,
+) -> None:
+    """What a decoding step costs: with a new frame, without one, and with everything prefilled again."""
+    from streamchat_hf.evaluation import decode_cost
+
+    check_folders(plot, json_file)
+    if plot is not None:
+        from streamchat_hf.evaluation.decode_cost_plot import plot_decode_cost
+    console = Console(highlight=False)
+    size = decode_cost.SMALL if small else decode_cost.SMOLLM2
+    result = decode_cost.measure_decode_cost(size, device, dtype, repeats, progress=console.is_terminal)
+    write_json(json_file, result)
+    _print_decode_cost(console, result, judge=not small)
+    if plot is not None:
+        plot_decode_cost(result, plot)
+        console.print(f"plot: {plot}")
+
+
+def _print_decode_cost(console: Console, result: dict[str, Any], judge: bool) -> None:
+    """The ratios, each beside its bound and, if it is to be judged by it, the verdict; the curve; the memory."""
+    from streamchat_hf.evaluation.decode_cost import CURVE, RATIOS, median_curve, median_seconds
+
+    ratios = Table("", "ratio", "bound", "holds", "ms", title="Medians, one over the other", title_justify="left")
+    for name, ratio in RATIOS.items():
+        times = (f"{1000 * median_seconds(result['steps'], mode):.1f}" for mode in (ratio.above, ratio.below))
+        verdict = Text("yes", style="green") if ratio.holds(result[name]) else Text("no", style="bold red")
+        bound = f"{'≥' if ratio.at_least else '≤'} {ratio.bound:.2f}"
+        ratios.add_row(ratio.what, f"{result[name]:.3f}", bound, verdict if judge else "–", " / ".join(times))
+    curve = Table("frames seen", *CURVE, title="One token, in ms", title_justify="left")
+    for frames, seconds in median_curve(result["steps"]).items():
+        curve.add_row(str(frames), *(f"{1000 * seconds[mode]:.1f}" for mode in CURVE))
+    memory = Table("frames seen", "visual rows", "process", "CUDA", title="Memory, in MiB", title_justify="left")
+    for frames, *sizes in (row.values() for row in result["memory"]):
+        memory.add_row(str(frames), *("–" if size is None else f"{size / 2**20:.1f}" for size in sizes))
+    for table in (ratios, curve, memory):
+        console.print(table)
