@@ -50,6 +50,9 @@ def eval_streamworld(
         shares = (score.get(viewer) for viewer in viewers)
         table.add_row(kind, *("–" if share is None else f"{100 * share:.1f}" for share in shares), str(score["n"]))
     console.print(table)
+    scores = {viewers[viewer]: values["score"] for viewer, values in result["streaming_score"].items()}
+    said = ", ".join(f"{name} {'–' if score is None else f'{score:.3f}'}" for name, score in scores.items())
+    console.print(f"streaming score: {said}")
     write_json(json_file, result)
 
 

@@ -1,5 +1,7 @@
 """StreamWorld through the live path: a perfect viewer of the frames it is given scores as the theory says."""
 
+import sys
+
 import pytest
 import torch
 
@@ -12,6 +14,7 @@ from streamchat_hf import (
 from streamchat_hf.data.streamworld_dialogue import EOS, answer, build_tokenizer
 from streamchat_hf.evaluation import streamworld
 from streamchat_hf.evaluation.streamworld_cases import streamworld_cases
+from streamchat_hf.evaluation.streamworld_facts import streamworld_facts
 
 
 @pytest.fixture
@@ -34,7 +37,7 @@ class PerfectViewer:
     def generate(self, input_ids, attention_mask, frames, start_time, tokens_per_second, max_new_tokens, **options):
         assert options == {"do_sample": False, "return_dict_in_generate": True}
         times = [start_time + i / tokens_per_second for i in range(max_new_tokens)]
-        rows = []
+        rows, ages = [], []
         for ids, mask, stream in zip(input_ids.tolist(), attention_mask.tolist(), frames, strict=True):
             case = next(self.cases)
             prompt = [token for token, real in zip(ids, mask, strict=True) if real]
@@ -47,10 +50,12 @@ class PerfectViewer:
                 said = [w.text for w in answer(case.world, case.question, start_time, times, shown)]
             said += [EOS] * (max_new_tokens - len(said))
             rows.append([self.vocabulary[word] for word in said])
+            ages.append([time - max(frame.t_sec for frame in seen if frame.t_sec <= time) for time in times])
 
         class Output:
             sequences = torch.cat((input_ids, torch.tensor(rows)), dim=1)
             token_times = torch.tensor([times] * len(rows), dtype=torch.float64)
+            frame_age = torch.tensor(ages, dtype=torch.float64)
 
         return Output()
 
@@ -70,6 +75,38 @@ def test_perfect_viewers_fresh_frozen_and_blind(processor):
     assert sum(kind["n"] for kind in result["by_kind"].values()) == result["n"]
     assert {"fresh", "frozen", "grey", "chance", "n"} == set(result["by_kind"]["colour"])
     assert (result["seed"], result["split"], result["clips"]) == (3, "heldout", 24)
+    fresh, frozen, grey = (result["streaming_score"][viewer] for viewer in streamworld.VIEWERS)
+    assert fresh["score"] == fresh["accuracy"] == 1.0 and fresh["missed"] == 0 < frozen["missed"]
+    assert fresh["n"] == result["n"] and grey["score"] < frozen["score"] < 0.7
+    assert frozen["accuracy"] == score["frozen"] and frozen["due"] == fresh["due"] == grey["due"]
+    assert fresh["frame_age"]["max"] < 0.5 and 1 < frozen["frame_age"]["p50"] < frozen["frame_age"]["max"] <= 9.5
+    assert fresh["dropped_frames"] == 0
+
+
+def test_an_answer_that_ends_early_owes_what_it_left_out(processor):
+    class Silent(PerfectViewer):
+        def generate(self, **inputs):
+            output = super().generate(**inputs)
+            output.sequences[:, inputs["input_ids"].shape[1] :] = self.vocabulary[EOS]
+            return output
+
+    batches = list(streamworld._batches(list(streamworld_cases(6))))
+    silent = Silent([case for batch in batches for _ in range(3) for case in batch], processor.tokenizer)
+    result = streamworld.evaluate(silent, processor, split="seen", clips=6, progress=False)
+    score = result["streaming_score"]["fresh"]
+    due = sum(
+        fact["due"]
+        for batch in batches
+        for case in batch
+        for fact in streamworld_facts(case.world, case.question, case.ask_time, case.word_times)
+    )
+    assert result["n"] == score["words"] == 0 and score["score"] == 0.0 and score["missed"] == score["due"] == due > 12
+
+
+def test_a_missing_library_is_known_before_the_long_part(monkeypatch):
+    monkeypatch.setitem(sys.modules, "evaluate.loading", None)
+    with pytest.raises(ImportError, match=r"pip install 'streamchat-hf\[eval\]'"):
+        streamworld.evaluate(model=None, processor=None)
 
 
 def test_batches_share_a_moment():
@@ -86,4 +123,5 @@ def test_the_shipped_checkpoint_watches():
     score = result["state_accuracy"]
     assert result["n"] > 250
     assert score["fresh"] >= 0.85 and score["frozen"] <= 0.6 and score["grey"] <= score["chance"] + 0.1
+    assert result["streaming_score"]["fresh"]["score"] >= 0.85 > 0.65 >= result["streaming_score"]["frozen"]["score"]
     assert result["moved"]["frozen"]["accuracy"] <= 0.2 and result["unmoved"]["frozen"]["accuracy"] >= 0.7

@@ -166,3 +166,10 @@ def test_nothing_to_count_is_none():
     score = summarise([])
     assert score["n"] == 0 and score["accuracy"] is None and score["oracle"] is None
     assert score["changes"] == {"n": 0, "reported": None, "reports": 0, "false_reports": None}
+
+
+def test_a_speaker_who_begins_late_is_scored_though_nothing_is_left_to_describe():
+    gone = world(("presence", 2.0, "back", "gone"), ("presence", 4.0, "gone", "back"))
+    said = spoken("a red now back", start=2.5)
+    assert [row["correct"] for row in score_answer(gone, WATCHING, 1.0, said)] == [False, True]
+    assert [row["role"] for row in score_changes(gone, WATCHING, 1.0, said)] == ["report"]

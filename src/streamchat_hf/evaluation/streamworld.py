@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from streamchat_hf import metrics
 from streamchat_hf.data.streamworld_dialogue import VALUES
 from streamchat_hf.data.streamworld_render import write_mp4
 from streamchat_hf.evaluation.streamworld_cases import StreamWorldCase, streamworld_cases
+from streamchat_hf.evaluation.streamworld_facts import streamworld_facts
 from streamchat_hf.evaluation.streamworld_score import score_answer, score_changes, summarise
 
 # How a viewer sees the stream: as it comes, as it was when the question was asked, or not at all.
@@ -46,25 +48,39 @@ def evaluate(
     Returns:
         `state_accuracy` by viewer, with `oracle` (what a perfect frozen viewer would score) and `chance`; `by_kind`
         the same for each kind of word; `moved` and `unmoved` words, `in_heldout_combo`, `changes`; `n` state words
-        spoken by the fresh viewer; the settings; and `rows`, one per scored word and viewer.
+        spoken by the fresh viewer; `streaming_score`, the whole result of that metric by viewer; the settings; and
+        `rows`, one per scored word and viewer.
+
+    Raises:
+        ImportError: Without `evaluate`, which the metric needs.
     """
+    metric = metrics.load("streaming_score")  # before the long part, which would be lost if it is missing
     cases = list(streamworld_cases(clips, split, seed, tokens_per_second, silence=silent_frames / fps))
     rows: dict[str, list[dict]] = {viewer: [] for viewer in VIEWERS}
     changes: dict[str, list[dict]] = {viewer: [] for viewer in VIEWERS}
+    words: dict[str, list[list[dict]]] = {viewer: [] for viewer in VIEWERS}
+    facts: list[list[dict]] = []
     with tempfile.TemporaryDirectory() as folder, tqdm(total=len(cases) * len(VIEWERS), disable=not progress) as bar:
         for batch in _batches(cases):
             paths = [Path(folder) / f"{i}.mp4" for i in range(len(batch))]
             for case, path in zip(batch, paths, strict=True):
                 write_mp4(case.world, path)
+                facts.append(streamworld_facts(case.world, case.question, case.ask_time, case.word_times))
             for viewer in VIEWERS:
                 streams = [_see(processor.stream(path, fps=fps), viewer, batch[0].ask_time) for path in paths]
                 answers = _speak(model, processor, batch, streams, tokens_per_second)
-                for case, spoken in zip(batch, answers, strict=True):
+                words[viewer] += answers
+                for case, said in zip(batch, answers, strict=True):
+                    spoken = [(word["word"], word["time"]) for word in said]
                     rows[viewer] += score_answer(case.world, case.question, case.ask_time, spoken)
                     changes[viewer] += score_changes(case.world, case.question, case.ask_time, spoken)
                 bar.update(len(batch))
     settings = {"seed": seed, "split": split, "clips": clips, "fps": fps, "tokens_per_second": tokens_per_second}
-    return {**_report(rows, changes), **settings, "silent_frames": silent_frames}
+    # Under the simulated clock a frame waits for its time and none is dropped.
+    seen = {"references": facts, "slots": VALUES, "dropped_frames": [0] * len(facts)}
+    scores = {viewer: metric.compute(predictions=words[viewer], **seen) for viewer in VIEWERS}
+    report = {**_report(rows, changes), "streaming_score": scores}
+    return {**report, **settings, "silent_frames": silent_frames}
 
 
 def _batches(cases: list[StreamWorldCase]) -> Iterator[list[StreamWorldCase]]:
@@ -83,6 +99,7 @@ def _see(stream: Iterable, viewer: str, ask_time: float) -> Iterator:
 
 
 def _speak(model, processor, batch: list[StreamWorldCase], streams: list, tokens_per_second: float) -> list:
+    """Returns each answer's words as dicts of `word`, `time` and `frame_age`, both in seconds."""
     conversations = [[{"role": "user", "content": case.question.text}] for case in batch]
     inputs = processor.apply_chat_template(
         conversations,
@@ -104,10 +121,12 @@ def _speak(model, processor, batch: list[StreamWorldCase], streams: list, tokens
     new = output.sequences[:, inputs["input_ids"].shape[1] :]
     special = set(processor.tokenizer.all_special_ids)
     answers = []
-    for tokens, times in zip(new.tolist(), output.token_times.tolist(), strict=True):
+    for tokens, *times in zip(new.tolist(), output.token_times.tolist(), output.frame_age.tolist(), strict=True):
         words = processor.tokenizer.convert_ids_to_tokens(tokens)
-        said = zip(words, times, tokens, strict=True)
-        answers.append([(word, time) for word, time, token in said if token not in special])
+        said = zip(words, *times, tokens, strict=True)
+        answers.append(
+            [{"word": word, "time": time, "frame_age": age} for word, time, age, token in said if token not in special]
+        )
     return answers
 
 

@@ -19,6 +19,7 @@ from streamchat_hf.data.streamworld_dialogue import (
     WATCH,
     Question,
     answer,
+    can_answer,
     grid,
 )
 
@@ -89,7 +90,9 @@ def score_changes(world: World, question: Question, ask_time: float, spoken: Spo
     """
     if question.kind != WATCH or not spoken:
         return []
-    perfect = answer(world, question, ask_time, [time for _, time in spoken], grid(world.duration))
+    times, frames = [time for _, time in spoken], grid(world.duration)
+    # Who begins with something that is no word may speak when nothing is left to describe.
+    perfect = answer(world, question, ask_time, times, frames) if can_answer(world, question, times, frames) else []
     possible = list(_reports([(word.text, word.time) for word in perfect]))
     made = list(_reports(spoken))
     rows = []
