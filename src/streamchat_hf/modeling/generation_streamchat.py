@@ -175,11 +175,16 @@ class StreamingGenerationMixin(GenerationMixin):
         Returns:
             The frames, ready to be taken over, and the vision tower's new state.
         """
-        pixels = torch.stack([frame[1] for frame in frames]).to(self.device)
+        pixels = torch.stack([frame[1] for frame in frames]).to(self._frame_device)
         keys, values, vision_cache = self.model.frame_rows(pixels, vision_cache)
         grid = self.model.visual_grid(pixels)
         ready = [ReadyFrame(float(frames[i][0]), keys[i], values[i], grid) for i in range(len(frames))]
         return ready, vision_cache
+
+    @property
+    def _frame_device(self) -> torch.device:
+        """Where frames are brought to. Offloaded weights lie nowhere: who brings them in brings their inputs along."""
+        return torch.device("cpu") if self.device.type == "meta" else self.device
 
     def new_cache(self, streams: int = 1, max_cache_len: int | None = None) -> StreamingCacheMixin:
         """An empty cache for a conversation about `streams` streams side by side.
@@ -368,7 +373,7 @@ class StreamingGenerationMixin(GenerationMixin):
             raise ValueError(
                 f"{len(streams)} streams of frames for {len(cache.streams)} rows: give one stream per row"
             )
-        device = self.device.type
+        device = self._frame_device.type
         readers = [
             FrameReader(
                 FrameSource(stream, fps, state), state, self.encode_frames, backpressure, device, frame_timeout

@@ -150,18 +150,21 @@ class StreamChatDecoderLayer(Qwen2DecoderLayer):
 
     def forward(
         self,
-        hidden_states: torch.Tensor,
+        hidden_states: torch.Tensor | None,
         visual_states: torch.Tensor | None = None,
         context: VisualContext | None = None,
         cached: tuple[torch.Tensor, torch.Tensor] | None = None,
         position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
         **kwargs,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    ) -> tuple[torch.Tensor | tuple[torch.Tensor, torch.Tensor], torch.Tensor | None]:
         """Text `(B, L, D)` and visual tokens `(S, M, D)` in, both out.
 
-        Visual keys and values come from `cached (S, K, M, d)` while streaming, else from `visual_states` here, inside
-        the layer, where sharded training finds its weights gathered.
+        Visual keys and values come from `cached (S, K, M, d)` while streaming, else from `visual_states`. Without text
+        (`None`) they are what comes out in its place, not rotated: a frame has arrived. All of it happens in here,
+        since weights that are sharded or offloaded are gathered for a layer when that is called.
         """
+        if hidden_states is None:
+            return self.visual_key_values(visual_states), self.update_visual(visual_states)
         if self.cross_attn is not None and context is not None:
             if cached is None:
                 keys, values = self.visual_key_values(visual_states)

@@ -74,12 +74,11 @@ class StreamChatTextModel(Qwen2PreTrainedModel):
 
     def visual_rows(self, visual_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys (not rotated) and values of visual tokens `(S, M, D)` at every chosen layer: `(layers, S, K, M, d)`."""
-        keys, values = [], []
+        keys, values, device = [], [], visual_states.device
         for layer in self.cross_layers:
-            layer_keys, layer_values = layer.visual_key_values(visual_states)
-            keys.append(layer_keys)
-            values.append(layer_values)
-            visual_states = layer.update_visual(visual_states)
+            (layer_keys, layer_values), visual_states = layer(None, visual_states)
+            keys.append(layer_keys.to(device))  # layers may lie on several devices
+            values.append(layer_values.to(device))
         return torch.stack(keys), torch.stack(values)
 
     def angles(self, index: torch.LongTensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
