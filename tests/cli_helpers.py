@@ -7,9 +7,9 @@ from streamchat_cli.main import app
 runner = CliRunner()
 
 
-def run(*args: object, code: int = 0, **environment: str) -> Result:
+def run(*args: object, code: int = 0, typed: str | None = None, **environment: str) -> Result:
     """Runs it, and expects its exit code."""
-    result = runner.invoke(app, [str(arg) for arg in args], env=environment)
+    result = runner.invoke(app, [str(arg) for arg in args], input=typed, env=environment)
     assert result.exit_code == code, result.output
     return result
 

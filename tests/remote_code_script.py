@@ -1,4 +1,4 @@
-"""Run by test_remote_code.py in a process of its own, in which the package cannot be imported."""
+"""Run by the tests of remote code in a process of its own, in which the package cannot be imported."""
 
 import json
 import sys
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -22,6 +23,16 @@ class NotInstalled:
         if name.split(".")[0] == "streamchat_hf":
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
         return None
+
+
+def check_hidden():
+    """That the package cannot be used, wherever it is."""
+    try:
+        import streamchat_hf  # noqa: F401
+
+        raise SystemExit("the package must not be importable here")
+    except ModuleNotFoundError:
+        pass
 
 
 AUTO = (AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM)
@@ -51,16 +62,28 @@ def stream(model, processor):
     return out.sequences[0].tolist(), out.frame_age[0].tolist()
 
 
-def fine_tune(model):
-    """One step on a made-up conversation; gives the loss before and after."""
-    batch = {
+def conversation(model):
+    """A made-up conversation."""
+    side = model.config.vision_config.image_size
+    return {
         "input_ids": torch.tensor([[5, 6, 7, 8]]),
         "labels": torch.tensor([[-100, -100, 7, 8]]),
-        "pixel_values_videos": torch.randn(1, 3, 3, 16, 16, generator=torch.Generator().manual_seed(0)),
+        "pixel_values_videos": torch.randn(1, 3, 3, side, side, generator=torch.Generator().manual_seed(0)),
         "frame_times": torch.tensor([[0, 500, 1000]]),
         "token_times": torch.tensor([[500, 500, 500, 1000]]),
     }
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.05)
+
+
+def logits(model):
+    """What a model makes of that conversation."""
+    with torch.no_grad():
+        return model(**conversation(model)).logits
+
+
+def fine_tune(model):
+    """One step on that conversation; gives the loss before and after."""
+    batch = conversation(model)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-3)
     before = model(**batch).loss
     before.backward()
     optimizer.step()
@@ -69,18 +92,15 @@ def fine_tune(model):
 
 
 def main(source, folder):
-    """Loads, streams, fine-tunes, saves and loads again; prints what came out as JSON."""
-    try:
-        import streamchat_hf  # noqa: F401
-
-        raise SystemExit("the package must not be importable here")
-    except ModuleNotFoundError:
-        pass
+    """Loads, streams, fine-tunes, saves and loads again; prints what came out, logits lie beside the folder."""
+    check_hidden()
     processor = AutoProcessor.from_pretrained(source, trust_remote_code=True)
-    result = {"answers": {}}
+    result, tensors = {"answers": {}}, {}
     for auto in AUTO:
         model = auto.from_pretrained(source, trust_remote_code=True).eval()
         result["answers"][auto.__name__] = stream(model, processor)
+        tensors[auto.__name__] = logits(model)
+    save_file(tensors, f"{folder}.safetensors")
     result["losses"] = fine_tune(model)
     tuned = stream(model, processor)
     model.save_pretrained(folder)

@@ -49,6 +49,7 @@ app = App(
 
 # The interpreter's last collection, over all that torch and transformers hold, would make Ctrl-C take over a second.
 atexit.register(gc.freeze)
+STDIN = 0
 
 ModelOption = Annotated[str | None, typer.Option("--model", help="Folder or Hub id; default: the tiny checkpoint.")]
 RemoteCodeOption = Annotated[bool, typer.Option("--trust-remote-code", help="Run the code a checkpoint carries.")]

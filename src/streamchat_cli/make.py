@@ -88,12 +88,12 @@ def synthesize_command(
 @one_line_errors
 def train(
     context: typer.Context,
-    recipe: Annotated[Path, typer.Argument(help="YAML file, such as recipes/streamchat/sft.yaml.")],
+    recipe: Annotated[str, typer.Argument(help="YAML file, or a shipped one, such as streamchat/sft.yaml.")],
 ) -> None:
     """Train a model by a recipe; `--key value` behind it wins over the file. The result is the folder `final`."""
     from streamchat_hf.training.__main__ import main
 
-    Console(highlight=False).print(f"written: {main([str(recipe), *context.args])}")
+    Console(highlight=False).print(f"written: {main([recipe, *context.args])}")
 
 
 @convert_app.command("streamformer")

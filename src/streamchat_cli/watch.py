@@ -15,15 +15,13 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from streamchat_cli.app import JsonOption, ModelOption, RemoteCodeOption, app, load, one_line_errors, write_json
+from streamchat_cli.app import STDIN, JsonOption, ModelOption, RemoteCodeOption, app, load, one_line_errors, write_json
 
 if TYPE_CHECKING:
     from streamchat_hf.streaming.answer import Answer
     from streamchat_hf.streaming.recorder import FrameRecorder
     from streamchat_hf.streaming.session import StreamingSession
     from streamchat_hf.streaming.terminal import Chat
-
-STDIN = 0
 
 
 @app.command()

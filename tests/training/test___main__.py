@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from streamchat_hf.training.__main__ import main
+from streamchat_hf.training.__main__ import find_recipe, main
 
 
 def fake(monkeypatch, name, calls):
@@ -26,7 +26,7 @@ def test_a_recipe_for_the_three_stages_takes_any_key(tmp_path, calls):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("trainer: sft\nstage: sft\n")
     assert main([str(recipe), "--learning_rate", "1e-5"]) == Path("final")
-    assert calls == [("sft", (str(recipe), ["--learning_rate", "1e-5"]), {})]
+    assert calls == [("sft", (recipe, ["--learning_rate", "1e-5"]), {})]
 
 
 @pytest.mark.parametrize("option", ["--output_dir", "--output-dir"])
@@ -36,6 +36,17 @@ def test_the_recipe_of_the_shipped_checkpoint(tmp_path, calls, option, resume):
     recipe.write_text("seed: 7\n")
     main([str(recipe), option, "runs/x", *[["--no-resume"], []][resume]])
     assert calls == [("streamworld", (recipe, Path("runs/x")), {"resume": resume})]
+
+
+@pytest.mark.parametrize("name", ["recipes/streamchat/tiny_sft.yaml", "streamchat/tiny_sft.yaml"])
+def test_a_shipped_recipe_is_found_from_anywhere_unless_there_is_one_of_that_name(name, tmp_path, calls, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shipped = find_recipe(name)
+    assert "model_name_or_path: runs/tiny_stage2/final" in shipped.read_text()
+    own = tmp_path / name
+    own.parent.mkdir(parents=True)
+    own.write_text("trainer: sft\n")
+    assert find_recipe(name) == Path(name) and shipped != own
 
 
 def test_what_is_wrong_is_said(tmp_path):

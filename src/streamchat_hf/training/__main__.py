@@ -7,12 +7,31 @@ from pathlib import Path
 
 import yaml
 
+from streamchat_hf.package_data import package_data
+
+
+def find_recipe(name: str) -> Path:
+    """A recipe: a file, or, where there is none, one that ships with the package under this path.
+
+    Args:
+        name: Such as `"my.yaml"`, `"recipes/streamchat/sft.yaml"` or `"streamchat/sft.yaml"`.
+
+    Raises:
+        FileNotFoundError: If there is neither.
+    """
+    shipped = package_data("recipes") / name.removeprefix("recipes/")
+    for path in (Path(name), shipped):
+        if path.is_file():
+            return path
+    raise FileNotFoundError(f"{name}: no such recipe, nor one of that name in {shipped.parent}")
+
 
 def main(words: Sequence[str] | None = None) -> Path:
     """Trains by a recipe, with the trainer that its field `trainer` names.
 
     Args:
-        words: The recipe file, then `--key value` for what shall differ from it; `None`: of the command line.
+        words: The recipe, see [`find_recipe`], then `--key value` for what shall differ from it; `None`: of the
+            command line.
 
     Returns:
         The folder of the trained model and processor.
@@ -24,8 +43,8 @@ def main(words: Sequence[str] | None = None) -> Path:
     words = sys.argv[1:] if words is None else words
     if not words or words[0].startswith("-"):
         raise ValueError("name a recipe first, such as recipes/streamchat/sft.yaml")
-    recipe, *overrides = words
-    trainer = yaml.safe_load(Path(recipe).read_text()).get("trainer", "streamworld")
+    recipe, overrides = find_recipe(words[0]), words[1:]
+    trainer = yaml.safe_load(recipe.read_text()).get("trainer", "streamworld")
     if trainer == "sft":
         from streamchat_hf.training.sft import train
 
@@ -37,7 +56,7 @@ def main(words: Sequence[str] | None = None) -> Path:
         parser.add_argument("--output_dir", "--output-dir", required=True, type=Path)
         parser.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True)
         options = parser.parse_args(overrides)
-        return train_streamworld(Path(recipe), options.output_dir, resume=options.resume)
+        return train_streamworld(recipe, options.output_dir, resume=options.resume)
     raise ValueError(f"{recipe}: trainer {trainer!r} must be sft or streamworld")
 
 

@@ -14,7 +14,9 @@ from typing import Any
 
 import torch
 import yaml
+from huggingface_hub import HfApi
 from transformers import AutoTokenizer, set_seed
+from transformers.trainer import TRAINING_ARGS_NAME
 from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser, get_peft_config
 
 from streamchat_hf import (
@@ -24,7 +26,10 @@ from streamchat_hf import (
     tiny_checkpoint,
 )
 from streamchat_hf.evaluation.streamworld import evaluate as ask_streamworld
+from streamchat_hf.hub.card import render_card
+from streamchat_hf.hub.staging import without_folders
 from streamchat_hf.training.checkpoints import checkpoints, last_whole_checkpoint, remove_broken_checkpoints
+from streamchat_hf.training.commit import code_commit
 from streamchat_hf.training.dense_collator import DenseCollator
 from streamchat_hf.training.mixture import load_mixture, mixture_order
 from streamchat_hf.training.stages import freeze_for_stage
@@ -43,7 +48,10 @@ DEFAULTS: dict[str, Any] = {
     "activation_checkpointing": True,
     "max_length": None,
     "logging_nan_inf_filter": False,
+    "hub_strategy": "end",
 }
+# Arguments of `datasets.load_dataset` that a log does not repeat.
+CREDENTIALS = ("token", "storage_options")
 
 
 @dataclass
@@ -140,6 +148,7 @@ class StreamChatTrainer(SFTTrainer):
         **kwargs: As `SFTTrainer`.
 
     Raises:
+        ValueError: If checkpoints would be pushed to the Hub.
         NonFiniteError: While training, naming the step and the rows.
         RuntimeError: While training, if no row could be used for several updates in a row.
     """
@@ -149,6 +158,13 @@ class StreamChatTrainer(SFTTrainer):
         self.eval_clips = eval_clips
         self._skipped, self._useless_updates = 0, 0
         self._rows: list[str] = []
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """As transformers, for the result of a run only: its checkpoints hold optimizer states and pickles."""
+        if self.args.push_to_hub and self.args.hub_strategy != "end":
+            strategy = self.args.hub_strategy.value
+            raise ValueError(f'hub_strategy="{strategy}" would push checkpoints: only "end" is possible')
+        super().init_hf_repo(token, private)
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """The batches of one update."""
@@ -189,6 +205,12 @@ class StreamChatTrainer(SFTTrainer):
                 f"at these rows or lower the learning rate, and go on from the last checkpoint in "
                 f"{self.args.output_dir}"
             )
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        # A pickle of the arguments, with paths of this machine. Nothing reads it; the log has them as text.
+        if self.args.should_save:
+            Path(output_dir or self.args.output_dir, TRAINING_ARGS_NAME).unlink()
 
     def _save_rng_state(self, output_dir: str) -> None:
         # The last thing that every process writes. The main one then writes the state, which makes the checkpoint
@@ -299,7 +321,7 @@ def train(recipe_path: str | Path, overrides: Sequence[str] = ()) -> Path:
 
     Returns:
         The folder of the trained model and processor, `final` in the output folder. With LoRA the adapter is merged
-        into the model, and lies by itself in `adapter` beside it.
+        into the model, and lies by itself in `adapter` beside it. With `push_to_hub` the Hub has what is in `final`.
 
     Raises:
         ValueError: If parts of the recipe do not fit together, or a run is to begin in a folder that holds one.
@@ -318,17 +340,39 @@ def train(recipe_path: str | Path, overrides: Sequence[str] = ()) -> Path:
 
 
 def _finish(trainer: StreamChatTrainer, recipe: SFTRecipe, model_arguments: ModelConfig) -> Path:
-    """Writes the result: model, processor, and how it came about."""
+    """Writes the result: model, processor, and how it came about; and pushes it if that is wanted."""
     output_dir = Path(trainer.args.output_dir)
     final = output_dir / "final"
     if model_arguments.use_peft:
-        trainer.save_model(str(output_dir / "adapter"))
+        trainer.save_model(str(output_dir / "adapter"), _internal_call=True)  # else all of output_dir is pushed
         if trainer.args.should_save:
             trainer.accelerator.unwrap_model(trainer.model).merge_and_unload().save_pretrained(final)
             trainer.processing_class.save_pretrained(final)
     else:
-        trainer.save_model(str(final))
+        trainer.save_model(str(final), _internal_call=True)
     if trainer.args.should_save:
-        log = {"recipe": asdict(recipe), "arguments": trainer.args.to_dict(), "log": trainer.state.log_history}
+        log = _log(trainer, recipe, model_arguments)
         (final / "training_log.json").write_text(json.dumps(log, indent=1))
+    if trainer.args.push_to_hub and trainer.is_world_process_zero():
+        repository, arguments = trainer.hub_model_id, trainer.args
+        render_card(final, repository).save(final / "README.md")
+        HfApi(token=arguments.hub_token).upload_folder(
+            repo_id=repository, folder_path=final, commit_message="End of training", revision=arguments.hub_revision
+        )
     return final
+
+
+def _log(trainer: StreamChatTrainer, recipe: SFTRecipe, model_arguments: ModelConfig) -> dict[str, Any]:
+    """How the result came about, without paths of this machine and without credentials."""
+    fields = asdict(recipe)
+    for name in ("datasets", "eval_datasets"):
+        sources = fields[name] or []
+        fields[name] = [{key: source[key] for key in source if key not in CREDENTIALS} for source in sources]
+    log = {
+        "recipe": fields,
+        "model": {"model_name_or_path": model_arguments.model_name_or_path},
+        "arguments": trainer.args.to_dict(),
+        "commit": code_commit(),
+        "log": trainer.state.log_history,
+    }
+    return without_folders(log)

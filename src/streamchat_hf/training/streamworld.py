@@ -4,7 +4,6 @@ streamchat train recipes/streamchat/streamworld.yaml --output_dir runs/streamwor
 """
 
 import json
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from streamchat_hf import (
 )
 from streamchat_hf.data.streamworld_dataset import StreamWorldCollator, StreamWorldDataset, StreamWorldMix
 from streamchat_hf.data.streamworld_dialogue import VALUES, build_tokenizer
+from streamchat_hf.training.commit import code_commit
 from streamchat_hf.training.tower_alignment import GateTrainer, TowerAlignment
 
 TALK_INPUTS = [
@@ -202,7 +202,7 @@ def train(recipe_path: str | Path, output_dir: str | Path, resume: bool = True) 
     Returns:
         The folder of the trained model and processor.
     """
-    recipe, output_dir, commit = Recipe.load(recipe_path), Path(output_dir), _commit()
+    recipe, output_dir, commit = Recipe.load(recipe_path), Path(output_dir), code_commit()
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     model, processor = build_model(recipe)
@@ -222,15 +222,3 @@ def train(recipe_path: str | Path, output_dir: str | Path, resume: bool = True) 
     state = {"recipe": yaml.safe_load(Path(recipe_path).read_text()), "commit": commit, "log": log}
     (final / "training_log.json").write_text(json.dumps(state, indent=1))
     return final
-
-
-def _commit() -> str | None:
-    """The commit the code was at, for the card; `None` outside a checkout."""
-    described = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return described.stdout.strip() or None
