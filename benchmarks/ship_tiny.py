@@ -3,6 +3,8 @@
     make train-tiny
     python benchmarks/ship_tiny.py runs/streamworld/final
 
+Without a folder it scores the shipped one again.
+
 Weights are stored as bfloat16 and computed in float32. The code that a checkpoint carries is linked to the package's
 own, so that the two cannot differ.
 """
@@ -45,7 +47,8 @@ def link_code(dest: Path) -> None:
 
 if __name__ == "__main__":
     folder = tiny_checkpoint()
-    store(Path(sys.argv[1]), folder)
+    if len(sys.argv) > 1:
+        store(Path(sys.argv[1]), folder)
     model = StreamChatForConditionalGeneration.from_pretrained(folder).eval()
     result = evaluate(model, StreamChatProcessor.from_pretrained(folder))
     result.pop("rows")
