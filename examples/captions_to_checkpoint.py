@@ -114,7 +114,9 @@ def main() -> None:
     untrained = build_model(folder / "untrained")
     trained = train_stages(untrained, folder / "dense.jsonl", folder, options.steps)
     scores = {"untrained": score(untrained, options.clips), "trained": score(trained, options.clips)}
-    (folder / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")
+    settings = {name: getattr(options, name) for name in ("videos", "instructions", "clips", "steps")}
+    result = {"settings": settings, "segments": made.counts, "scores": scores}
+    (folder / "scores.json").write_text(json.dumps(result, indent=1) + "\n")
     print(f"{'':10}  untrained  trained")
     for kind in sorted(scores["trained"]["by_kind"]):
         shares = (scores[name]["by_kind"].get(kind, {}).get("score", 0.0) for name in scores)
