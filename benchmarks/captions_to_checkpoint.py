@@ -1,4 +1,4 @@
-"""Runs `examples/captions_to_checkpoint.py` with a scripted language model, and writes its scores into docs/training.md.
+"""Runs `examples/captions_to_checkpoint.py` with a scripted language model; its scores go into docs/training.md.
 
     make train-captions
 
@@ -24,8 +24,8 @@ def table(result: dict[str, Any]) -> str:
     """What was run and the scores of both models, kind by kind."""
     settings, scores = result["settings"], result["scores"]
     lines = [
-        f"With {settings['videos']} rendered videos and {result['segments']['kept']} instructions, the `streaming_score`",
-        f"([metrics.md](metrics.md)) on {settings['clips']} new clips:",
+        f"With {settings['videos']} rendered videos and {result['segments']['kept']} instructions,",
+        f"the `streaming_score` ([metrics.md](metrics.md)) on {settings['clips']} new clips:",
         "",
         "| words about | untrained | trained |",
         "|---|---:|---:|",
