@@ -99,11 +99,47 @@ def train(
 @convert_app.command("streamformer")
 @one_line_errors
 def convert_streamformer_command(
-    source: Annotated[str, typer.Argument(help="The published checkpoint: folder or Hub id.")],
+    source: Annotated[str, typer.Argument(help="The published checkpoint, or SigLIP's: folder or Hub id.")],
     dest: Annotated[Path, typer.Argument(help="The folder to write.")],
+    temporal_position: Annotated[
+        str | None, typer.Option(help="rotary or learned; SigLIP has none. Default: rotary.")
+    ] = None,
+    num_frames: Annotated[int | None, typer.Option(help="Learned time embeddings beside SigLIP; default: 16.")] = None,
+    lora_rank: Annotated[int | None, typer.Option(help="Fresh LoRA beside SigLIP; 0: none. Default: 32.")] = None,
+    sliding_window: Annotated[int | None, typer.Option(help="Frames that a frame looks back; default: all.")] = None,
+    json_file: JsonOption = None,
 ) -> None:
-    """Turn the published StreamFormer checkpoint into ours."""
+    """Turn the published StreamFormer checkpoint, or a SigLIP, into our StreamFormer."""
+    from transformers.utils import logging as transformers_logging
+
     from streamchat_hf.convert.streamformer import convert_streamformer
 
-    convert_streamformer(source, dest)
-    Console(highlight=False).print(f"written: {dest}")
+    check_folders(json_file)
+    transformers_logging.disable_progress_bar()
+    options = {
+        "temporal_position": temporal_position,
+        "num_frames": num_frames,
+        "lora_rank": lora_rank,
+        "sliding_window": sliding_window,
+    }
+    chosen = {name: value for name, value in options.items() if value is not None}
+    result = convert_streamformer(source, dest, **chosen)
+    config = result.model.config
+    console = Console(highlight=False)
+    console.print(
+        f"from {result.origin}: {result.model.num_parameters():,} parameters, LoRA rank {config.lora_rank}, "
+        f"{config.temporal_position} positions in time",
+        soft_wrap=True,
+    )
+    if result.ignored:
+        console.print(
+            "ignored: " + ", ".join(f"{kind} ({count})" for kind, count in result.ignored.items()), soft_wrap=True
+        )
+    console.print(f"written: {dest}", soft_wrap=True)
+    summary = {
+        "origin": result.origin,
+        "parameters": result.model.num_parameters(),
+        "ignored": result.ignored,
+        **{name: getattr(config, name) for name in options},
+    }
+    write_json(json_file, {"source": source, "dest": str(dest), **summary})

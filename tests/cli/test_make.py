@@ -2,9 +2,10 @@ import inspect
 import json
 import re
 import sys
+from pathlib import Path
 
 import pytest
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, SiglipVisionConfig, SiglipVisionModel
 
 from cli_helpers import run
 from scripted_endpoint import Reply, ScriptedEndpoint, streamworld_script
@@ -14,6 +15,7 @@ from streamchat_hf.data.streamworld_captions import streamworld_captions
 from streamchat_hf.data.streamworld_dialogue import build_tokenizer
 from streamchat_hf.data.synthesize import OUTCOMES
 from streamchat_hf.data.synthesize import synthesize as synthesize_library
+from streamchat_hf.modeling.modeling_streamformer import StreamFormerModel
 
 
 @pytest.fixture
@@ -124,10 +126,63 @@ def test_train_runs_the_recipe(tmp_path, monkeypatch):
     assert output.replace("\n", "") == f"written: {tmp_path / 'final'}"
 
 
-def test_convert_calls_the_converter(tmp_path, monkeypatch):
-    calls = []
-    module = type(sys)("streamchat_hf.convert.streamformer")
-    module.convert_streamformer = lambda *args: calls.append(args)
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    run("convert", "streamformer", "published", tmp_path)
-    assert calls == [("published", tmp_path)]
+CASE = Path(__file__).parents[1] / "fixtures" / "streamformer_case_a"
+
+
+def test_convert_says_what_it_did(tmp_path):
+    output = run("convert", "streamformer", CASE, tmp_path / "ours", "--json", tmp_path / "said.json").output
+    assert output.splitlines() == [
+        "from StreamFormer: 264,003 parameters, LoRA rank 32, learned positions in time",
+        "ignored: causal masks (3)",
+        f"written: {tmp_path / 'ours'}",
+    ]
+    assert json.loads((tmp_path / "said.json").read_text()) == {
+        "source": str(CASE),
+        "dest": str(tmp_path / "ours"),
+        "origin": "StreamFormer",
+        "parameters": 264_003,
+        "ignored": {"causal masks": 3},
+        "temporal_position": "learned",
+        "num_frames": 8,
+        "lora_rank": 32,
+        "sliding_window": None,
+    }
+    assert StreamFormerModel.from_pretrained(tmp_path / "ours").config.num_frames == 8
+
+
+def test_convert_takes_what_siglip_does_not_decide(tmp_path):
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    SiglipVisionModel(SiglipVisionConfig(image_size=16, patch_size=8, **sizes)).save_pretrained(tmp_path / "siglip")
+    chosen = ("--temporal-position", "learned", "--num-frames", 5, "--lora-rank", 0, "--sliding-window", 3)
+    output = run("convert", "streamformer", tmp_path / "siglip", tmp_path / "ours", *chosen).output
+    assert output.startswith("from SigLIP: ")
+    assert "ignored" not in output
+    config = StreamFormerModel.from_pretrained(tmp_path / "ours").config
+    assert (config.temporal_position, config.num_frames, config.lora_rank, config.sliding_window) == (
+        "learned",
+        5,
+        0,
+        3,
+    )
+
+
+def test_convert_refuses_in_one_line_and_writes_nothing(tmp_path):
+    wrong = ("--temporal-position", "sideways"), ("--lora-rank", 4)
+    for words in wrong:
+        line = run("convert", "streamformer", CASE, tmp_path / "ours", *words, code=1).output
+        assert line.startswith(f"error: {CASE} decides ")
+        assert line.count("\n") == 1
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    (damaged / "config.json").write_text((CASE / "config.json").read_text())
+    (damaged / "model.safetensors").write_bytes((CASE / "model.safetensors").read_bytes()[:-1])
+    line = run("convert", "streamformer", damaged, tmp_path / "ours", "--json", tmp_path / "said.json", code=1).output
+    assert line.startswith("error: ")
+    assert line.count("\n") == 1
+    assert not (tmp_path / "ours").exists()
+    assert not (tmp_path / "said.json").exists()
+    line = run(
+        "convert", "streamformer", CASE, tmp_path / "ours", "--json", tmp_path / "no" / "said.json", code=1
+    ).output
+    assert "no such folder" in line
+    assert not (tmp_path / "ours").exists()

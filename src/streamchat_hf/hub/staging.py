@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from streamchat_hf.convert.streamformer import video_processor_for
 from streamchat_hf.hub.card import read_config, render_card, weight_facts
 from streamchat_hf.modeling.modeling_streamchat import StreamChatForConditionalGeneration
 from streamchat_hf.modeling.modeling_streamformer import StreamFormerModel
@@ -110,7 +111,7 @@ def _save_streamformer(source: Path, dest: Path, config: dict[str, Any]) -> None
     if (source / VIDEO_PROCESSOR).is_file():
         processor = StreamFormerVideoProcessor.from_pretrained(source)
     else:
-        processor = StreamFormerVideoProcessor(size={"height": config["image_size"], "width": config["image_size"]})
+        processor = video_processor_for(config["image_size"])
     processor.save_pretrained(dest)
 
 
