@@ -1,9 +1,12 @@
+import itertools
+import math
+
 import av
 import pytest
 import torch
 
 from streamchat_hf.data.streamworld import DIGITS, ODD_SHAPES, SHAPES, TICK, World
-from streamchat_hf.data.streamworld_render import render, write_mp4
+from streamchat_hf.data.streamworld_render import _STROKES, render, render_with_masks, write_mp4
 
 TIMES = [i * TICK for i in range(20)]
 
@@ -127,3 +130,65 @@ def test_a_decoded_file_looks_as_rendered(tmp_path):
             x, y = (int(c * 96) for c in world.position(time))
             rgb = torch.tensor(world.colours[world.state(time).colour], dtype=torch.float64) * 255
             assert (frame[:, y, x] - rgb).abs().max() < 12
+
+
+def naive_distance(name, u, v):
+    """Signed distance to the outline of a shape of radius 1, for one point."""
+    if name == "circle":
+        return math.hypot(u, v) - 1
+    if name == "square":
+        return max(abs(u), abs(v)) - 0.85
+    if name == "triangle":
+        return max(v - 0.7, 0.862 * abs(u) - 0.507 * (v + 1))
+    if name == "cross":
+        u, v = abs(u), abs(v)
+        return min(max(u - 1, v - 0.33), max(u - 0.33, v - 1))
+    ends = []
+    for x0, y0, x1, y1 in _STROKES[name]:
+        dx, dy = x1 - x0, y1 - y0
+        along = min(max(((u - x0) * dx + (v - y0) * dy) / (dx * dx + dy * dy), 0), 1)
+        ends.append(math.hypot(u - x0 - along * dx, v - y0 - along * dy))
+    return min(ends) - 0.18
+
+
+@pytest.mark.parametrize("kind", ["shape", "digit", "count"])
+def test_masks_are_the_pixels_that_an_object_reaches(kind):
+    for world, _ in zip(find(kind), range(4), strict=False):
+        for time in (0.0, 4.0, 9.5):
+            _, masks = render_with_masks([world], [[time]], 32)
+            for row, column in itertools.product(range(32), range(32)):
+                nearest = min(
+                    (
+                        world.radius
+                        * 32
+                        * naive_distance(
+                            world.state(time).name,
+                            ((column + 0.5) / 32 - x) / world.radius,
+                            ((row + 0.5) / 32 - y) / world.radius,
+                        )
+                        for x, y in world.shown(time)
+                    ),
+                    default=math.inf,
+                )  # in pixels: the edge is a pixel wide
+                if abs(nearest - 0.5) > 0.02:  # closer than that the edge is fainter than a grey level
+                    assert bool(masks[0, 0, row, column]) == (nearest < 0.5), (row, column, nearest)
+
+
+def test_outside_the_masks_is_the_background_and_inside_is_not():
+    worlds = [World.sample(seed) for seed in range(12)] + [World.sample(seed, palette="tinted") for seed in range(4)]
+    frames, masks = render_with_masks(worlds, [TIMES] * 16)
+    assert torch.equal(frames, render(worlds, [TIMES] * 16))
+    assert masks.shape == (16, 20, 48, 48) and masks.dtype == torch.bool
+    for world, row, mask in zip(worlds, frames, masks, strict=True):
+        background = round(world.background * 255)
+        assert torch.equal((row != background).any(1), mask)
+        assert [bool(m.any()) for m in mask] == [world.state(time).present for time in TIMES]
+
+
+def test_masks_of_a_batch_are_those_of_its_worlds_and_short_rows_end_empty():
+    worlds = [World.sample(seed) for seed in range(4)]
+    rows = [TIMES[: 4 * i] for i in range(4)]
+    _, masks = render_with_masks(worlds, rows)
+    for world, times, mask in zip(worlds, rows, masks, strict=True):
+        assert torch.equal(mask[: len(times)], render_with_masks([world], [times])[1][0])
+        assert not mask[len(times) :].any()

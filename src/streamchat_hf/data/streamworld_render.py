@@ -122,6 +122,35 @@ def render(worlds: Sequence[World], times_list: Sequence[Sequence[float]], size:
     Raises:
         ValueError: If the two lists differ in length.
     """
+    return _draw(worlds, times_list, size)[0]
+
+
+def render_with_masks(
+    worlds: Sequence[World], times_list: Sequence[Sequence[float]], size: int = 48
+) -> tuple[Tensor, Tensor]:
+    """Draw worlds at given times, and tell which pixels show an object.
+
+    A pixel belongs to an object if the object changes it, be it by one grey level of its blurred edge: outside the
+    mask a frame is the background to the last bit, inside it is not.
+
+    Args:
+        worlds: B worlds.
+        times_list: Per world the times of its frames in seconds. Shorter rows are padded with black frames at the end.
+        size: Height and width of a frame in pixels.
+
+    Returns:
+        The frames, uint8 (B, T, 3, size, size), and the masks, bool (B, T, size, size), which are empty where nothing
+        is visible.
+
+    Raises:
+        ValueError: If the two lists differ in length.
+    """
+    frames, ground = _draw(worlds, times_list, size)
+    return frames, (frames != ground).any(2)
+
+
+def _draw(worlds: Sequence[World], times_list: Sequence[Sequence[float]], size: int) -> tuple[Tensor, Tensor]:
+    """Return the frames, and their backgrounds as uint8 (B, T, 1, 1, 1)."""
     if len(worlds) != len(times_list):
         raise ValueError(f"{len(worlds)} worlds but {len(times_list)} lists of times")
     steps = max((len(times) for times in times_list), default=0)
@@ -137,7 +166,7 @@ def render(worlds: Sequence[World], times_list: Sequence[Sequence[float]], size:
     out = torch.empty(len(worlds), steps, 3, size, size, dtype=torch.uint8)
     for row in range(len(worlds)):  # small temporaries stay in the processor's cache; truncation rounds, after the 0.5
         out[row] = torch.addcmul(ground[row], cover[row], delta[row])
-    return out
+    return out, ground.to(torch.uint8)
 
 
 def write_mp4(world: World, path: str | os.PathLike, fps: int = 10, size: int = 96) -> None:
