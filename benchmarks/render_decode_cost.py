@@ -10,8 +10,9 @@ import json
 import sys
 from pathlib import Path
 
-from streamchat_hf.evaluation.decode_cost import CURVE, RATIOS, median_curve, median_seconds
+from streamchat_hf.evaluation.decode_cost import CURVE, RATIOS, median_curve
 from streamchat_hf.evaluation.decode_cost_plot import plot_decode_cost
+from streamchat_hf.evaluation.timing import median_seconds
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks" / "decode_cpu.json"

@@ -10,9 +10,9 @@ import json
 import sys
 from pathlib import Path
 
-from streamchat_hf.evaluation.decode_cost import median_seconds
 from streamchat_hf.evaluation.streamformer_cost import MODES, RATIOS, curves
 from streamchat_hf.evaluation.streamformer_cost_plot import plot_streamformer_cost
+from streamchat_hf.evaluation.timing import median_seconds
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks" / "streamformer_cpu.json"

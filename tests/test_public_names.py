@@ -17,6 +17,7 @@ NAMES = [
     "StreamChatForConditionalGeneration",
     "StreamChatModel",
     "StreamChatProcessor",
+    "StreamFormerCache",
     "StreamFormerConfig",
     "StreamFormerModel",
     "StreamFormerVideoProcessor",

@@ -20,6 +20,7 @@ from transformers.models.auto.video_processing_auto import AutoVideoProcessor
 
 from streamchat_hf.modeling.cache_static_streamchat import StaticStreamingCache
 from streamchat_hf.modeling.cache_streamchat import StreamingCache
+from streamchat_hf.modeling.cache_streamformer import StreamFormerCache
 from streamchat_hf.modeling.configuration_streamchat import StreamChatConfig
 from streamchat_hf.modeling.configuration_streamformer import StreamFormerConfig
 from streamchat_hf.modeling.generation_streamchat import StreamingGenerationMixin
@@ -39,6 +40,7 @@ __all__ = [
     "StreamChatForConditionalGeneration",
     "StreamChatModel",
     "StreamChatProcessor",
+    "StreamFormerCache",
     "StreamFormerConfig",
     "StreamFormerModel",
     "StreamFormerVideoProcessor",

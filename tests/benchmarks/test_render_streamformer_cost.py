@@ -28,7 +28,6 @@ RESULT = {
     ],
     "rows": [
         {"mode": mode, "dtype": dtype, "history": history, "cpu_seconds_per_frame": seconds, "cache_bytes": size}
-        | {"working_bytes": 2**20}
         for dtype in ("float32", "bfloat16")
         for mode, history, seconds, size in (
             ("cache", 8, 0.5, 2**21),

@@ -2,7 +2,9 @@
 
 import copy
 import math
+import os
 import random
+from pathlib import Path
 
 import pytest
 import torch
@@ -40,6 +42,13 @@ def tiny_model(seed: int = 0, **changes) -> StreamFormerModel:
 
 def video(streams: int = 1, frames: int = 17, height: int = 12, width: int = 12, seed: int = 1) -> torch.Tensor:
     return torch.randn(streams, frames, 3, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+def chunk_sizes(total: int, largest: int, chooser: random.Random) -> list[int]:
+    sizes = []
+    while sum(sizes) < total:
+        sizes.append(min(chooser.randint(1, largest), total - sum(sizes)))
+    return sizes
 
 
 @torch.no_grad()
@@ -147,13 +156,10 @@ def test_one_by_one_equals_random_chunks_equals_whole_far_beyond_num_frames(posi
     pixels, chooser = video(2, 41), random.Random(0)
     whole = model(pixels)
     for limit in (1, 3, 9, 30):
-        sizes = []
-        while sum(sizes) < 41:
-            sizes.append(min(chooser.randint(1, limit), 41 - sum(sizes)))
-        hidden, pooled, cache = streamed(model, pixels, sizes)
+        hidden, pooled, cache = streamed(model, pixels, chunk_sizes(41, limit, chooser))
         torch.testing.assert_close(hidden, whole.last_hidden_state, atol=1e-5, rtol=0)
         torch.testing.assert_close(pooled, whole.pooler_output, atol=1e-5, rtol=0)
-        assert cache.frames_seen == 41
+        assert cache.frames_seen.tolist() == [41, 41]
 
 
 @pytest.mark.parametrize(("position", "window"), KINDS)
@@ -208,6 +214,176 @@ def test_rows_of_a_batch_equal_rows_alone(window):
         torch.testing.assert_close(whole.last_hidden_state[row], alone.last_hidden_state[0], atol=1e-5, rtol=0)
         torch.testing.assert_close(whole.pooler_output[row], alone.pooler_output[0], atol=1e-5, rtol=0)
         torch.testing.assert_close(stream[row], alone.last_hidden_state[0], atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def watched_apart(model, videos, schedule, cache):
+    """Features of videos whose frames arrive as (rows, frames of each) says, each stream's put together again."""
+    given, hidden, pooled = [0] * len(videos), [[] for _ in videos], [[] for _ in videos]
+    for rows, chunk in schedule:
+        pixels = torch.stack([videos[row][given[row] : given[row] + chunk] for row in rows])
+        output = model(pixels, past_key_values=cache, streams=rows)
+        for i, row in enumerate(rows):
+            given[row] += chunk
+            hidden[row].append(output.last_hidden_state[i])
+            pooled[row].append(output.pooler_output[i])
+    return [torch.cat(parts) for parts in hidden], [torch.cat(parts) for parts in pooled]
+
+
+def schedule_of(lengths: list[int], starts: list[int], chooser: random.Random) -> list[tuple[list[int], int]]:
+    """Rounds in which some of the streams that have begun bring frames, in any order, until all have brought all."""
+    left, rounds, time = list(lengths), [], 0
+    while any(left):
+        ready = [row for row, start in enumerate(starts) if start <= time and left[row]]
+        rows = chooser.sample(ready, chooser.randint(1, len(ready))) if ready else []
+        if rows:
+            chunk = chooser.randint(1, min(7, *(left[row] for row in rows))) if chooser.random() < 0.3 else 1
+            rounds.append((rows, chunk))
+            for row in rows:
+                left[row] -= chunk
+        time += 1
+    return rounds
+
+
+@pytest.mark.parametrize("window", [None, 16])
+@pytest.mark.parametrize("position", ["learned", "rotary"])
+@torch.no_grad()
+def test_streams_with_different_starts_equal_whole_videos_over_200_frames(position, window):
+    model, chooser = tiny_model(temporal_position=position, sliding_window=window), random.Random(0)
+    pixels = video(3, 200)
+    whole = model(pixels)
+    for sizes in ([1] * 200, chunk_sizes(200, 30, chooser)):
+        hidden, pooled, _ = streamed(model, pixels, sizes)
+        torch.testing.assert_close(hidden, whole.last_hidden_state, atol=2e-5, rtol=0)
+        torch.testing.assert_close(pooled, whole.pooler_output, atol=2e-5, rtol=0)
+    cache = StreamFormerCache(window, streams=3)
+    schedule = schedule_of([200, 200, 200], [0, 13, 60], chooser)
+    hidden, pooled = watched_apart(model, list(pixels), schedule, cache)
+    torch.testing.assert_close(torch.stack(hidden), whole.last_hidden_state, atol=2e-5, rtol=0)
+    torch.testing.assert_close(torch.stack(pooled), whole.pooler_output, atol=2e-5, rtol=0)
+    assert cache.frames_seen.tolist() == [200, 200, 200]
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@torch.no_grad()
+def test_a_new_stream_takes_the_row_of_one_that_ended(attention):
+    model = tiny_model(sliding_window=4)
+    model.set_attn_implementation(attention)
+    old, new, other = video(1, 9), video(1, 6, seed=2), video(1, 15, seed=3)
+    cache = StreamFormerCache(4, streams=2)
+    for t in range(9):
+        model(torch.cat([old[:, t : t + 1], other[:, t : t + 1]]), past_key_values=cache)
+    cache.reset([0])
+    outputs = []
+    for t in range(6):
+        pixels = torch.cat([new[:, t : t + 1], other[:, 9 + t : 10 + t]])
+        outputs.append(model(pixels, past_key_values=cache).last_hidden_state)
+    got = torch.cat(outputs, 1)
+    torch.testing.assert_close(got[:1], model(new).last_hidden_state, atol=1e-5, rtol=0)
+    torch.testing.assert_close(got[1:], model(other).last_hidden_state[:, 9:], atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_a_stream_does_not_notice_what_others_see():
+    model, schedule = tiny_model(sliding_window=4), schedule_of([12, 12], [0, 3], random.Random(1))
+    pixels, changed = video(2, 12), video(2, 12)
+    changed[1] = 100.0
+    before, after = (watched_apart(model, list(p), schedule, StreamFormerCache(4, 2))[0] for p in (pixels, changed))
+    assert torch.equal(before[0], after[0]) and not torch.equal(before[1], after[1])
+
+
+@pytest.mark.parametrize("window", [None, 4])
+@torch.no_grad()
+def test_a_future_frame_changes_no_past_output_of_a_stream(window):
+    model, pixels = tiny_model(sliding_window=window), video(1, 12)
+    changed = pixels.clone()
+    changed[:, 8:] += 1
+    sizes = [1, 1, 6, 3, 1]  # the change begins with a chunk: inside one the mask does the rest
+    before, after = (streamed(model, p, sizes)[0] for p in (pixels, changed))
+    assert torch.equal(before[:, :8], after[:, :8]) and (before[:, 8] - after[:, 8]).abs().max() > 0.01
+    before, after = (streamed(model, p, [12])[0] for p in (pixels, changed))
+    assert torch.equal(before[:, :8], after[:, :8])
+
+
+def test_rows_without_a_state_are_refused():
+    with pytest.raises(ValueError, match="streams are rows of a state"):
+        tiny_model()(video(1, 1), streams=[0])
+    cache = StreamFormerCache(streams=2)
+    with pytest.raises(ValueError, match="1 streams do not continue the 2 of 2 rows"):
+        tiny_model()(video(1, 1), past_key_values=cache)
+
+
+@torch.no_grad()
+def test_bfloat16_streams_equal_bfloat16_clips_to_its_rounding():
+    model, pixels = tiny_model(sliding_window=6), video(2, 60)
+    exact = model(pixels).last_hidden_state
+    model.to(torch.bfloat16)
+    whole = model(pixels).last_hidden_state.float()
+    rounding = (whole - exact).abs()
+    for sizes in (1, chunk_sizes(60, 9, random.Random(0))):
+        hidden, _, cache = streamed(model, pixels, sizes)
+        assert {states.dtype for states in cache._keys + cache._values} == {torch.bfloat16}
+        difference = (hidden.float() - whole).abs()
+        # Two roundings of the same thing are about as far apart as one is from the truth, at the end as at the start.
+        for part in (slice(0, 30), slice(30, 60)):
+            assert difference[:, part].mean() < 1.5 * rounding.mean()
+            assert difference[:, part].max() < 2 * rounding.max()
+
+
+@torch.no_grad()
+def test_one_query_takes_the_plain_products_and_gives_the_same(monkeypatch):
+    model, pixels = tiny_model(sliding_window=4), video(2, 9)
+    queries, sdpa = [], nn.functional.scaled_dot_product_attention
+
+    def recorded(query, *args, **kwargs):
+        queries.append(query.shape[2])
+        return sdpa(query, *args, **kwargs)
+
+    whole = model(pixels)
+    monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", recorded)
+    hidden = streamed(model, pixels, 1)[0]
+    assert set(queries) == {9}  # patches of a frame: the spatial attention
+    torch.testing.assert_close(hidden, whole.last_hidden_state, atol=1e-5, rtol=0)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_compiled_streams_are_the_same_and_compile_no_more_once_the_ring_is_full():
+    model, pixels, graphs = tiny_model(sliding_window=4), video(2, 16), []
+    whole = model(pixels).last_hidden_state
+
+    def counted(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    compiled, cache, counts = torch.compile(model, backend=counted), StreamFormerCache(4), []
+    for t, frame in enumerate(pixels.split(1, dim=1)):
+        output = compiled(frame, past_key_values=cache)
+        torch.testing.assert_close(output.last_hidden_state[:, 0], whole[:, t], atol=1e-5, rtol=0)
+        counts.append(len(graphs))
+    torch._dynamo.reset()
+    assert counts[0] > 0 and len(set(counts[4:])) == 1
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="only Linux tells")
+@torch.no_grad()
+def test_memory_is_flat_over_4096_frames():
+    model, frame = tiny_model(sliding_window=64, num_hidden_layers=1), video(1, 1)
+    cache, sizes, resident = StreamFormerCache(64), set(), {}
+    for seen in range(1, 4097):
+        model(frame, past_key_values=cache)
+        if seen >= 64:
+            sizes.add(cache.nbytes)
+        if seen in (512, 4096):  # by 512 the allocator has warmed up
+            resident[seen] = resident_bytes()
+    assert len(sizes) == 1
+    assert resident[4096] - resident[512] < 4 * 2**20
 
 
 def test_memory_is_constant_with_a_window():

@@ -17,16 +17,17 @@ def fake(monkeypatch, name, calls):
 @pytest.fixture
 def calls(monkeypatch):
     calls = []
-    for name in ("sft", "streamworld"):
+    for name in ("sft", "multitask_trainer", "streamworld"):
         fake(monkeypatch, name, calls)
     return calls
 
 
-def test_a_recipe_for_the_three_stages_takes_any_key(tmp_path, calls):
+@pytest.mark.parametrize(("trainer", "module"), [("sft", "sft"), ("multitask", "multitask_trainer")])
+def test_a_recipe_of_these_takes_any_key(tmp_path, calls, trainer, module):
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("trainer: sft\nstage: sft\n")
+    recipe.write_text(f"trainer: {trainer}\n")
     assert main([str(recipe), "--learning_rate", "1e-5"]) == Path("final")
-    assert calls == [("sft", (recipe, ["--learning_rate", "1e-5"]), {})]
+    assert calls == [(module, (recipe, ["--learning_rate", "1e-5"]), {})]
 
 
 @pytest.mark.parametrize("option", ["--output_dir", "--output-dir"])
@@ -51,7 +52,7 @@ def test_a_shipped_recipe_is_found_from_anywhere_unless_there_is_one_of_that_nam
 
 def test_what_is_wrong_is_said(tmp_path):
     (tmp_path / "recipe.yaml").write_text("trainer: dpo\n")
-    with pytest.raises(ValueError, match="'dpo' must be sft or streamworld"):
+    with pytest.raises(ValueError, match="'dpo' must be sft, multitask or streamworld"):
         main([str(tmp_path / "recipe.yaml")])
     with pytest.raises(ValueError, match="name a recipe first"):
         main(["--output_dir", "x"])

@@ -12,26 +12,30 @@ import dataclasses
 import gc
 import os
 import platform
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from statistics import median
-from time import perf_counter, thread_time
 from typing import Any, NamedTuple
 
 import torch
 from tqdm.auto import tqdm
 from transformers import Qwen2ForCausalLM
 
+from streamchat_hf.evaluation.timing import (
+    DTYPES,
+    FEWEST_REPEATS,
+    Ratio,
+    Way,
+    machine_name,
+    median_seconds,
+    one_thread,
+    time_in_turn,
+)
 from streamchat_hf.modeling.cache_streamchat import ReadyFrame, StreamingCache
 from streamchat_hf.modeling.configuration_streamchat import StreamChatConfig
 from streamchat_hf.modeling.modeling_streamchat import StreamChatForConditionalGeneration
 
-FEWEST_REPEATS = 7
 TOLERANCE = 1e-4  # of float32 logits computed in two ways
 CURVE = ("fresh", "frozen", "reprefill")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,31 +97,6 @@ SMALL = DecodeSize(
 )
 
 
-class Ratio(NamedTuple):
-    """One way's time over another's, and what it has to keep to.
-
-    Attributes:
-        what: both ways in words.
-        above, below: modes whose median seconds are divided.
-        at_least: the bound is the smallest allowed value instead of the largest.
-        bound: that value.
-    """
-
-    what: str
-    above: str
-    below: str
-    at_least: bool
-    bound: float
-
-    def of(self, rows: list[dict[str, Any]]) -> float:
-        """The ratio of the medians of two modes among raw rows."""
-        return median_seconds(rows, self.above) / median_seconds(rows, self.below)
-
-    def holds(self, value: float) -> bool:
-        """Whether a value keeps to the bound."""
-        return value >= self.bound if self.at_least else value <= self.bound
-
-
 RATIOS = {
     "text_only_over_qwen2": Ratio("tokens per second without video, over Qwen2's", "qwen2", "text_only", True, 0.97),
     "new_frame_over_none": Ratio(
@@ -150,24 +129,6 @@ class Scene(NamedTuple):
     visual: torch.Tensor
     ready: list[ReadyFrame]
     text: torch.Tensor
-
-
-class Way(NamedTuple):
-    """One way to do something.
-
-    Attributes:
-        mode: its name in the raw rows.
-        frames_seen: frames seen when it is done.
-        prepare: makes the state it starts from; outside the clock.
-        run: what is timed.
-        tokens: how many tokens it speaks.
-    """
-
-    mode: str
-    frames_seen: int
-    prepare: Callable[[], Any]
-    run: Callable[[Any], Any]
-    tokens: int = 1
 
 
 @torch.no_grad()
@@ -208,7 +169,7 @@ def measure_decode_cost(
         raise ValueError(f"dtype {dtype!r} must be one of {', '.join(DTYPES)}")
     if repeats < FEWEST_REPEATS:
         raise ValueError(f"{repeats} repeats are too few for a median: take at least {FEWEST_REPEATS}")
-    with _one_thread(), tqdm(total=len(RATIOS) + len(size.frames_seen), disable=not progress) as bar:
+    with one_thread(), tqdm(total=len(RATIOS) + len(size.frames_seen), disable=not progress) as bar:
         scene = _make_scene(size, place, DTYPES[dtype])
         _check_text_only(scene)
         difference = _check_reprefill(scene)
@@ -217,15 +178,15 @@ def measure_decode_cost(
         result: dict[str, float] = {}
         measured_again: list[str] = []
         for name, ways in _compared_ways(scene, watched).items():
-            timed = _time_in_turn(ways, repeats, place)
+            timed = time_in_turn(ways, repeats, place)
             if not RATIOS[name].holds(RATIOS[name].of(timed)):
                 measured_again.append(name)
-                timed = _time_in_turn(ways, repeats, place)
+                timed = time_in_turn(ways, repeats, place)
             result[name] = RATIOS[name].of(timed)
             rows += timed
             bar.update()
         for frames in size.frames_seen:
-            rows += _time_in_turn(_curve_ways(scene, frames), max(FEWEST_REPEATS, repeats // 2), place)
+            rows += time_in_turn(_curve_ways(scene, frames), max(FEWEST_REPEATS, repeats // 2), place)
             bar.update()
     return {
         **result,
@@ -235,7 +196,7 @@ def measure_decode_cost(
         "settings": {
             **dataclasses.asdict(size),
             "device": device,
-            "machine": _machine(place),
+            "machine": machine_name(place),
             "dtype": dtype,
             "repeats": repeats,
         },
@@ -247,11 +208,6 @@ def measure_decode_cost(
     }
 
 
-def median_seconds(rows: list[dict[str, Any]], mode: str) -> float:
-    """Median seconds of one mode among raw rows."""
-    return median(row["seconds"] for row in rows if row["mode"] == mode)
-
-
 def median_curve(rows: list[dict[str, Any]]) -> dict[int, dict[str, float]]:
     """Median seconds of a step by frames seen and way, among raw rows."""
     seen = sorted({row["frames_seen"] for row in rows if row["mode"] == CURVE[0]})
@@ -259,16 +215,6 @@ def median_curve(rows: list[dict[str, Any]]) -> dict[int, dict[str, float]]:
         frames: {mode: median_seconds([row for row in rows if row["frames_seen"] == frames], mode) for mode in CURVE}
         for frames in seen
     }
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _make_scene(size: DecodeSize, device: torch.device, dtype: torch.dtype) -> Scene:
@@ -427,36 +373,6 @@ def _curve_ways(scene: Scene, frames: int) -> list[Way]:
     ]
 
 
-def _time_in_turn(ways: list[Way], repeats: int, device: torch.device) -> list[dict[str, Any]]:
-    """Times the ways in turn, forwards and backwards, so that none always follows the same one; one warm-up."""
-    rows = []
-    gc.disable()
-    try:
-        for way in ways:
-            way.run(way.prepare())
-        for repeat in range(repeats):
-            for way in ways[:: -1 if repeat % 2 else 1]:
-                seconds = _seconds(way, device)
-                row = {"mode": way.mode, "frames_seen": way.frames_seen, "tokens": way.tokens}
-                rows.append({**row, "repeat": repeat, "seconds": seconds})
-    finally:
-        gc.enable()
-    return rows
-
-
-def _seconds(way: Way, device: torch.device) -> float:
-    state = way.prepare()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        begin = perf_counter()
-        way.run(state)
-        torch.cuda.synchronize(device)
-        return perf_counter() - begin
-    begin = thread_time()
-    way.run(state)
-    return thread_time() - begin
-
-
 def _watch_long(scene: Scene) -> tuple[StreamingCache, list[dict[str, int | None]]]:
     """A cache that has seen very many frames in silence, and memory before and after."""
     cache = _watch(scene, StreamingCache(scene.model.config), scene.size.window)
@@ -499,9 +415,3 @@ def _check_reprefill(scene: Scene) -> float:
     if scene.model.dtype == torch.float32 and not difference <= TOLERANCE:
         raise RuntimeError(f"a streamed step and a re-prefill differ by {difference:.1e} in their logits")
     return difference
-
-
-def _machine(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"

@@ -6,11 +6,11 @@ Each block, on tokens x of shape (B, T, N, D):
     x <- x + SpatialAttn(norm_s(x))                     # every frame attends within itself
     x <- x + MLP(norm_m(x))
 
-Letters: B streams, T frames, N patches of a frame, D hidden size, H heads, d head size (D = H * d), S frames attended
-to, F learned time embeddings, C channels.
+Letters: B streams (`1|B`: 1 where all stand at the same frame), T frames, N patches of a frame, D hidden size, H
+heads, d head size (D = H * d), S frames attended to, F learned time embeddings, C channels.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,7 +24,7 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .cache_streamformer import StreamFormerCache
+from .cache_streamformer import StreamFormerCache, StreamFormerStep, may_look, per_patch
 from .configuration_streamformer import StreamFormerConfig
 
 
@@ -75,6 +75,10 @@ def attend(module: nn.Module, query, key, value, mask=None) -> tuple[torch.Tenso
     """Runs the attention the configuration names: `(rows, H, length, d)` in, `(rows, length, D)` and weights out."""
     config = module.config
     attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(config._attn_implementation, eager_attention_forward)
+    if config._attn_implementation == "sdpa" and query.shape[2] == 1 and query.device.type == "cpu":
+        # The blocked kernel of a CPU is made for many queries. Streams bring one per frame, and for one the plain
+        # products need 0.6 of its time in float32 and 0.2 in bfloat16.
+        attention = eager_attention_forward
     output, weights = attention(
         module,
         query,
@@ -89,12 +93,12 @@ def attend(module: nn.Module, query, key, value, mask=None) -> tuple[torch.Tenso
 
 
 def temporal_rotation(frames: torch.Tensor, head_dim: int, theta: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rotary cosines and sines `(T, d)` float32 of absolute frame indices `(T,)`.
+    """Rotary cosines and sines `(..., T, d)` float32 of absolute frame indices `(..., T)`.
 
     Angles are float64: in float32, neighbouring frames would blur after hours of a stream.
     """
     inv_freq = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
-    angles = frames.to("cpu", torch.float64)[:, None] * inv_freq  # (T, d/2)
+    angles = frames.to("cpu", torch.float64)[..., None] * inv_freq  # (..., T, d/2)
     angles = torch.cat([angles, angles], dim=-1)
     return angles.cos().float(), angles.sin().float()
 
@@ -142,7 +146,7 @@ class StreamFormerTemporalAttention(nn.Module):
         self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, hidden_states, mask=None, rotation=None, cache=None) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def forward(self, hidden_states, mask=None, rotation=None, step=None) -> tuple[torch.Tensor, torch.Tensor | None]:
         """`(B, T, N, D)` to the same shape, and weights `(B*N, H, T, S)` if the attention gives any."""
         streams, _, patches, _ = hidden_states.shape
         qkv = self.qkv(hidden_states).unflatten(-1, (3, self.config.num_attention_heads, -1))
@@ -152,8 +156,8 @@ class StreamFormerTemporalAttention(nn.Module):
         if rotation is not None:
             query_key = rotate(query_key, *rotation)
         query, key = query_key
-        if cache is not None:
-            key, value = cache.update(key, value, self.layer)
+        if step is not None:
+            key, value = step.update(key, value, self.layer)
         output, weights = attend(self, query, key, value, mask)
         # (B*N, T, D) -> (B, T, N, D)
         output = output.unflatten(0, (streams, patches)).transpose(1, 2)
@@ -217,9 +221,9 @@ class StreamFormerLayer(GradientCheckpointingLayer):
         self.mlp = StreamFormerMLP(config)
 
     # Not named past_key_values: under gradient checkpointing the base class would drop it, and with it the stream.
-    def forward(self, hidden_states: torch.Tensor, mask=None, rotation=None, cache=None) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, mask=None, rotation=None, step=None) -> torch.Tensor:
         """`(B, T, N, D)` to the same shape."""
-        temporal, _ = self.temporal_attention(self.temporal_norm(hidden_states), mask, rotation, cache)
+        temporal, _ = self.temporal_attention(self.temporal_norm(hidden_states), mask, rotation, step)
         if not self.folded:
             temporal = self.temporal_gate.tanh() * self.temporal_projection(temporal)
         hidden_states = hidden_states + temporal
@@ -241,15 +245,15 @@ class StreamFormerEmbeddings(nn.Module):
             self.time_embeddings = nn.Parameter(torch.empty(config.num_frames, config.hidden_size))
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, pixel_values: torch.Tensor, first_frame: int) -> torch.Tensor:
-        """`(B, T, C, height, width)` to tokens `(B, T, N, D)`; `first_frame` is the absolute index of the first."""
+    def forward(self, pixel_values: torch.Tensor, frame_index: torch.Tensor) -> torch.Tensor:
+        """`(B, T, C, height, width)`, absolute indices of the frames `(1|B, T)`, to tokens `(B, T, N, D)`."""
         streams, frames = pixel_values.shape[:2]
         # (B, T, C, height, width) -> (B*T, D, rows, columns) -> (B, T, N, D)
         grid = self.patch_embedding(pixel_values.flatten(0, 1).to(self.patch_embedding.weight.dtype))
         tokens = grid.flatten(2).transpose(1, 2).contiguous().unflatten(0, (streams, frames))
         tokens = self.dropout(tokens + self._positions(*grid.shape[2:]))
         if self.config.temporal_position == "learned":
-            tokens = self.dropout(tokens + self._times(first_frame, frames)[:, None])
+            tokens = self.dropout(tokens + self._times(frame_index)[:, :, None])
         return tokens
 
     def _positions(self, rows: int, columns: int) -> torch.Tensor:
@@ -262,14 +266,13 @@ class StreamFormerEmbeddings(nn.Module):
         resized = nn.functional.interpolate(stored[None], size, mode="bicubic", antialias=True)[0]
         return resized.flatten(1).T.to(self.position_embeddings.dtype)
 
-    def _times(self, first_frame: int, frames: int) -> torch.Tensor:
-        """Time embeddings `(T, D)`."""
-        stored = self.time_embeddings
+    def _times(self, frame_index: torch.Tensor) -> torch.Tensor:
+        """Time embeddings `(1|B, T, D)`."""
+        stored, frames = self.time_embeddings, frame_index.shape[1]
         if self.config.time_embedding_policy == "stretch" and frames > len(stored):
             # The published weights were made with this very rounding; floor(i * F / T) differs for some lengths.
-            return nn.functional.interpolate(stored.T[None], size=frames, mode="nearest")[0].T
-        index = torch.arange(first_frame, first_frame + frames, device=stored.device)
-        return stored[index.clamp(max=len(stored) - 1)]
+            return nn.functional.interpolate(stored.T[None], size=frames, mode="nearest").transpose(1, 2)
+        return stored[frame_index.clamp(max=len(stored) - 1).to(stored.device)]
 
 
 class StreamFormerPoolingHead(nn.Module):
@@ -355,6 +358,7 @@ class StreamFormerModel(StreamFormerPreTrainedModel):
         pixel_values_videos: torch.FloatTensor,
         past_key_values: StreamFormerCache | None = None,
         use_cache: bool | None = None,
+        streams: Sequence[int] | torch.Tensor | None = None,
         **kwargs,
     ) -> StreamFormerModelOutput:
         """Encodes a clip, or the next frames of streams.
@@ -367,14 +371,16 @@ class StreamFormerModel(StreamFormerPreTrainedModel):
             past_key_values: the state after the frames before these. It is advanced in place and returned. Its own
                 window counts. Streaming computes no gradient.
             use_cache: start a new state, with the configuration's window, if none is given.
+            streams: `(B,)` which rows of the state these frames belong to; the other rows sit this pass out. `None`:
+                all of them, in order.
             **kwargs: `output_hidden_states`, `output_attentions`, `output_temporal_attentions`, `return_dict`.
 
         Returns:
             [`StreamFormerModelOutput`].
 
         Raises:
-            ValueError: if the pixels have another number of dimensions or no frame, do not continue the stream, or
-                the configuration cannot be streamed.
+            ValueError: if the pixels have another number of dimensions or no frame, do not continue the streams, if
+                streams are named without a state, or the configuration cannot be streamed.
         """
         if pixel_values_videos.ndim != 5 or pixel_values_videos.shape[1] == 0:
             raise ValueError(
@@ -383,41 +389,41 @@ class StreamFormerModel(StreamFormerPreTrainedModel):
             )
         if use_cache and past_key_values is None:
             past_key_values = StreamFormerCache(self.config.sliding_window)
+        if past_key_values is None and streams is not None:
+            raise ValueError("streams are rows of a state: give past_key_values with them")
+        step = None
         if past_key_values is not None:
             self._check_streamable()
+            step = past_key_values.step(*pixel_values_videos.shape[:2], streams)
         # Rings are written in place: a gradient through them would be wrong, and keep every past frame alive.
-        with torch.set_grad_enabled(torch.is_grad_enabled() and past_key_values is None):
-            hidden_states = self._encode(pixel_values_videos, past_key_values)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and step is None):
+            hidden_states = self._encode(pixel_values_videos, step)
             pooler_output = None if self.head is None else self.head(hidden_states)
-        if past_key_values is not None:
-            past_key_values.advance(pixel_values_videos.shape[1])
+        if step is not None:
+            step.finish()
         return StreamFormerModelOutput(hidden_states, pooler_output, past_key_values)
 
-    def _encode(self, pixel_values: torch.Tensor, cache: StreamFormerCache | None) -> torch.Tensor:
+    def _encode(self, pixel_values: torch.Tensor, step: StreamFormerStep | None) -> torch.Tensor:
         """Features of every patch `(B, T, N, D)`."""
-        first_frame = 0 if cache is None else cache.frames_seen
-        hidden_states = self.embeddings(pixel_values, first_frame)
-        frames = torch.arange(first_frame, first_frame + pixel_values.shape[1])
-        mask = self._temporal_mask(frames, cache, hidden_states.device)
+        frames = torch.arange(pixel_values.shape[1])[None] if step is None else step.frames  # (1|B, T)
+        hidden_states = self.embeddings(pixel_values, frames)
+        device, patches = hidden_states.device, hidden_states.shape[2]
+        mask = self._temporal_mask(frames) if step is None else step.mask(patches)
+        mask = None if mask is None else mask.to(device)
         rotation = None
         if self.config.temporal_position == "rotary":
             head_dim = self.config.hidden_size // self.config.num_attention_heads
             rotation = temporal_rotation(frames, head_dim, self.config.temporal_rope_theta)
-            rotation = tuple(angle.to(hidden_states.device) for angle in rotation)
+            rotation = tuple(per_patch(angles.to(device), patches)[:, None] for angles in rotation)  # (1|B*N, 1, T, d)
         for layer in self.layers:
-            hidden_states = layer(hidden_states, mask, rotation, cache)
+            hidden_states = layer(hidden_states, mask, rotation, step)
         return self.norm(hidden_states)
 
-    def _temporal_mask(self, frames, cache, device) -> torch.Tensor | None:
-        """`(1, 1, T, S)`, `True` where a frame may look; `None` if it may look everywhere."""
-        if len(frames) == 1 or not self.config.enable_causal_temporal:
-            return None  # a single new frame sees all that a ring holds
-        keys, window = frames, self.config.sliding_window
-        if cache is not None:
-            keys, window = cache.key_frames(len(frames)), cache.sliding_window
-        age = frames[:, None] - keys  # (T, S)
-        visible = age >= 0 if window is None else (age >= 0) & (age < window)
-        return visible[None, None].to(device)
+    def _temporal_mask(self, frames: torch.Tensor) -> torch.Tensor | None:
+        """`(1, 1, T, T)` of whole clips, `True` where a frame may look; `None` if it may look everywhere."""
+        if frames.shape[1] == 1 or not self.config.enable_causal_temporal:
+            return None
+        return may_look(frames, frames, self.config.sliding_window)[:, None]
 
     def _check_streamable(self) -> None:
         if not self.config.enable_causal_temporal:

@@ -49,6 +49,10 @@ def main(words: Sequence[str] | None = None) -> Path:
         from streamchat_hf.training.sft import train
 
         return train(recipe, overrides)
+    if trainer == "multitask":
+        from streamchat_hf.training.multitask_trainer import train as train_multitask
+
+        return train_multitask(recipe, overrides)
     if trainer == "streamworld":
         from streamchat_hf.training.streamworld import train as train_streamworld
 
@@ -57,7 +61,7 @@ def main(words: Sequence[str] | None = None) -> Path:
         parser.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True)
         options = parser.parse_args(overrides)
         return train_streamworld(recipe, options.output_dir, resume=options.resume)
-    raise ValueError(f"{recipe}: trainer {trainer!r} must be sft or streamworld")
+    raise ValueError(f"{recipe}: trainer {trainer!r} must be sft, multitask or streamworld")
 
 
 if __name__ == "__main__":
