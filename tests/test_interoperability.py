@@ -61,7 +61,7 @@ def test_a_pipeline_answers_about_clips_pictures_and_nothing(clip):
     video = message({"type": "video", "path": clip})
     state = WORLD.state(7.5)
     [alone] = answers(pipe, [video])
-    assert {"a", state.colour, state.motion} <= set(alone)  # the end of the clip
+    assert {"a", state.colour, state.shape} <= set(alone)  # the end of the clip
     assert answers(pipe, [video, video]) == [alone, alone]
     picture = Image.fromarray(render([WORLD], [[1.0]], size=96)[0, 0].permute(1, 2, 0).numpy())
     [about_picture] = answers(pipe, [message({"type": "image", "image": picture})])

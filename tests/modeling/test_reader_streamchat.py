@@ -243,3 +243,32 @@ def test_a_time_that_is_none_is_named(t_sec):
     reader = open_reader([(0.0, pixels(0)), (t_sec, pixels(1))], StreamState())
     with pytest.raises(StreamingError, match=f"list after 0.000 s: a frame's time must be .* not '?{t_sec}"):
         reader.take_due(1000)
+
+
+def test_what_was_closed_does_not_start():
+    reader = open_reader([(0.0, pixels(0))], StreamState())
+    reader.close()
+    reader.start(lambda: 0)
+    assert reader.over and reader.take_ready() == [] and reader._threads == []
+
+
+def test_a_source_may_close_its_reader_before_both_stages_run(monkeypatch):
+    def start(thread):
+        if thread.name == "streamchat encode":
+            time.sleep(0.1)
+        really_start(thread)
+
+    def frames():
+        reader.close()
+        yield 0.0, pixels(0)
+
+    really_start = threading.Thread.start
+    monkeypatch.setattr(threading.Thread, "start", start)
+    reader = open_reader(frames(), StreamState())
+    reader.start(lambda: 0)
+    reader.close()
+    assert reader.over and not reading()
+
+
+def reading():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("streamchat")]

@@ -237,15 +237,16 @@ class FrameReader:
 
     def start(self, now: Callable[[], int]) -> None:
         """Starts both stages; `now()` is the wall clock in milliseconds of stream time."""
-        if self._ended:
-            return
-        self._now, self._encoding = now, True
-        self._threads = [
-            threading.Thread(target=self._guard, args=(name, stage), name=f"streamchat {name}", daemon=True)
-            for name, stage in (("grab", self._grab), ("encode", self._like_caller(self._encode_loop)))
-        ]
-        for thread in self._threads:
-            thread.start()
+        with self._changed:  # so that `close()`, from another thread or from the source, finds both running or neither
+            if self._ended or self._stop.is_set():
+                return
+            self._now, self._encoding = now, True
+            self._threads = [
+                threading.Thread(target=self._guard, args=(name, stage), name=f"streamchat {name}", daemon=True)
+                for name, stage in (("grab", self._grab), ("encode", self._like_caller(self._encode_loop)))
+            ]
+            for thread in self._threads:
+                thread.start()
 
     def take_ready(self) -> list[ReadyFrame]:
         """All frames encoded since the last call, without waiting.
@@ -306,9 +307,10 @@ class FrameReader:
         """
         self._stop.set()
         with self._changed:
+            threads = self._threads
             self._changed.notify_all()
         # Only the source can hang; the frame being encoded is part of the vision tower's state already.
-        for thread, limit in zip(self._threads, (timeout, None), strict=False):
+        for thread, limit in zip(threads, (timeout, None), strict=False):
             if thread is not threading.current_thread():  # a source may close who reads it
                 thread.join(limit)
         self._threads = []
