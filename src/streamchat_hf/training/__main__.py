@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
+from accelerate import PartialState
 
 from streamchat_hf.package_data import package_data
 
@@ -66,3 +67,7 @@ def main(words: Sequence[str] | None = None) -> Path:
 
 if __name__ == "__main__":
     main()
+    # A process that leaves while another is still connected to it can be aborted by gloo's threads.
+    state = PartialState()
+    state.wait_for_everyone()
+    state.destroy_process_group()
