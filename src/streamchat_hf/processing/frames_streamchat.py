@@ -197,7 +197,9 @@ def _checked(frames: TimedImages, source: Source, fps: float | None) -> TimedIma
             return  # by another thread: nobody waits for what was still under way
         if isinstance(error, FFmpegError):
             error.args = error.args[:2]  # the others are the URL with its password, and FFmpeg's log of it
-        why = source.stalled() if isinstance(error, ExitError) else reason(error)
+        # What was read when the time was over can also look like a damaged file.
+        stalled = isinstance(error, ExitError) or (isinstance(error, FFmpegError) and source.left() <= 0)
+        why = source.stalled() if stalled else reason(error)
         raise VideoStreamError(source.name, newest, why) from error
     finally:
         frames.close()

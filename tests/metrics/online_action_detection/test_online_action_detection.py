@@ -71,14 +71,6 @@ def test_the_formulas_written_out():
         assert one_class(scores, labels) == pytest.approx(twin(scores, labels), abs=1e-12)
 
 
-def test_scikit_learn_says_the_same():
-    average_precision_score = pytest.importorskip("sklearn.metrics").average_precision_score
-    rng = np.random.default_rng(1)
-    for _ in range(60):
-        scores, labels = random_case(rng)
-        assert one_class(scores, labels)[0] == pytest.approx(average_precision_score(labels, scores), abs=1e-12)
-
-
 def test_several_classes_are_the_twin_of_each():
     rng = np.random.default_rng(2)
     scores, labels = rng.integers(0, 9, (80, 4)), rng.integers(0, 4, 80)
