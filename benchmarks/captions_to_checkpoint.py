@@ -13,6 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from markers import between
+
 ROOT = Path(__file__).parents[1]
 SCORES = Path(__file__).with_suffix(".json")
 PAGE = ROOT / "docs" / "training.md"
@@ -39,9 +41,8 @@ def table(result: dict[str, Any]) -> str:
 
 
 def rendered(page: str, result: dict[str, Any]) -> str:
-    """The page with the table in its place."""
-    before, _, rest = page.partition(BEGIN)
-    return f"{before}{BEGIN}{table(result)}{END}{rest.partition(END)[2]}"
+    """The text of the page with the numbers in their place."""
+    return between(page, BEGIN, END, table(result))
 
 
 def main() -> None:

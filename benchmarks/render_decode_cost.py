@@ -10,6 +10,7 @@ import json
 import sys
 from pathlib import Path
 
+from markers import between
 from streamchat_hf.evaluation.decode_cost import CURVE, RATIOS, median_curve
 from streamchat_hf.evaluation.decode_cost_plot import plot_decode_cost
 from streamchat_hf.evaluation.timing import median_seconds
@@ -62,16 +63,8 @@ def _details(result: dict) -> str:
 
 
 def rendered(page: str, result: dict) -> str:
-    """The text of the page with the numbers in their place.
-
-    Raises:
-        ValueError: A marker is missing.
-    """
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"{PAGE.name} needs the lines {BEGIN.strip()!r} and {END.strip()!r}")
-    return f"{before}{begin}{table(result)}{end}{after}"
+    """The text of the page with the numbers in their place."""
+    return between(page, BEGIN, END, table(result))
 
 
 def main() -> None:

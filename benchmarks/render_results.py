@@ -9,6 +9,7 @@ import json
 import sys
 from pathlib import Path
 
+from markers import between
 from streamchat_hf.hub.card import render_card
 from streamchat_hf.hub.results import results_table
 
@@ -25,16 +26,8 @@ def table(scores: dict) -> str:
 
 
 def rendered(readme: str, scores: dict) -> str:
-    """The text of the README with the table in its place.
-
-    Raises:
-        ValueError: A marker is missing.
-    """
-    before, begin, rest = readme.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"README.md needs the lines {BEGIN.strip()!r} and {END.strip()!r}")
-    return f"{before}{begin}{table(scores)}{end}{after}"
+    """The text of the README with the numbers in their place."""
+    return between(readme, BEGIN, END, table(scores))
 
 
 def shipped_card() -> str:

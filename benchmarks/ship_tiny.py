@@ -14,9 +14,9 @@ import shutil
 import sys
 from pathlib import Path
 
-import render_results
 import torch
 
+import render_results
 import streamchat_hf
 from streamchat_hf import StreamChatForConditionalGeneration, StreamChatProcessor, tiny_checkpoint
 from streamchat_hf.evaluation.streamworld import evaluate

@@ -1,13 +1,7 @@
-import importlib.util
 import json
-from pathlib import Path
 
+import captions_to_checkpoint as benchmark
 from streamchat_hf.data.streamworld_dialogue import VALUES
-
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "captions_to_checkpoint.py"
-SPEC = importlib.util.spec_from_file_location("captions_benchmark", SCRIPT)
-benchmark = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(benchmark)
 
 RESULT = json.loads(benchmark.SCORES.read_text())
 

@@ -1,14 +1,12 @@
-import importlib.util
 import json
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+import render_decode_cost
+
 ROOT = Path(__file__).parents[2]
-SPEC = importlib.util.spec_from_file_location("render_decode_cost", ROOT / "benchmarks" / "render_decode_cost.py")
-render_decode_cost = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(render_decode_cost)
 
 SECONDS = {
     **{"text_only": 0.5, "qwen2": 0.5, "new_frame": 0.06, "no_frame": 0.05, "reprefill_window": 1.3, "append": 0.1},
@@ -69,20 +67,6 @@ def test_details_say_where_and_how():
 def test_where_the_system_does_not_tell_the_process_is_left_out():
     memory = [{**row, "resident_bytes": None} for row in RESULT["memory"]]
     assert "the process" not in render_decode_cost.table({**RESULT, "memory": memory})
-
-
-def test_only_what_is_between_the_markers_changes():
-    page = f"before\n{render_decode_cost.BEGIN}stale\n{render_decode_cost.END}after\n"
-    new = render_decode_cost.rendered(page, RESULT)
-    assert new.startswith(f"before\n{render_decode_cost.BEGIN}") and new.endswith(f"{render_decode_cost.END}after\n")
-    assert "stale" not in new and render_decode_cost.rendered(new, RESULT) == new
-
-
-@pytest.mark.parametrize("missing", ["BEGIN", "END"])
-def test_a_missing_marker_is_an_error(missing):
-    page = f"{render_decode_cost.BEGIN}{render_decode_cost.END}".replace(getattr(render_decode_cost, missing), "")
-    with pytest.raises(ValueError, match="needs the lines"):
-        render_decode_cost.rendered(page, RESULT)
 
 
 def test_main_writes_the_page_and_draws(tmp_path, monkeypatch):

@@ -1,16 +1,12 @@
-import importlib.util
 import json
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+import render_streamformer_cost as render
+
 ROOT = Path(__file__).parents[2]
-SPEC = importlib.util.spec_from_file_location(
-    "render_streamformer_cost", ROOT / "benchmarks" / "render_streamformer_cost.py"
-)
-render = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(render)
 
 SECONDS = {
     **{"full": 0.7, "first": 0.5, "concatenated": 1.4, "plain": 0.5, "folded": 0.45},
@@ -76,20 +72,6 @@ def test_details_say_where_and_how():
     assert "Ratios measured again: none." in render.table({**RESULT, "measured_again": []})
     memory = [{**row, "resident_bytes": None} for row in RESULT["memory"]]
     assert "the process" not in render.table({**RESULT, "memory": memory})
-
-
-def test_only_what_is_between_the_markers_changes():
-    page = f"before\n{render.BEGIN}stale\n{render.END}after\n"
-    new = render.rendered(page, RESULT)
-    assert new.startswith(f"before\n{render.BEGIN}") and new.endswith(f"{render.END}after\n")
-    assert "stale" not in new and render.rendered(new, RESULT) == new
-
-
-@pytest.mark.parametrize("missing", ["BEGIN", "END"])
-def test_a_missing_marker_is_an_error(missing):
-    page = f"{render.BEGIN}{render.END}".replace(getattr(render, missing), "")
-    with pytest.raises(ValueError, match="needs the lines"):
-        render.rendered(page, RESULT)
 
 
 def test_main_writes_the_page_and_draws(tmp_path, monkeypatch):

@@ -1,14 +1,12 @@
-import importlib.util
 import json
 import sys
 from pathlib import Path
 
 import pytest
 
+import streamformer_tasks
+
 ROOT = Path(__file__).parents[2]
-SPEC = importlib.util.spec_from_file_location("streamformer_tasks", ROOT / "benchmarks" / "streamformer_tasks.py")
-streamformer_tasks = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(streamformer_tasks)
 TASKS = streamformer_tasks.TASKS
 
 

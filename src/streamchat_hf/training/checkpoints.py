@@ -1,15 +1,16 @@
 """Which checkpoints of a run are whole, however the run ended.
 
 The trainer writes a checkpoint file by file into its final folder, and its state, a JSON object, last of all; one that
-broke off has no state, or half of one. (That no other process still writes then is what [`StreamChatTrainer`] adds.)
+broke off has no state, or half of one.
 """
 
 import json
 import logging
 import shutil
 from pathlib import Path
+from typing import Any
 
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 logger = logging.getLogger(__name__)
@@ -45,3 +46,22 @@ def remove_broken_checkpoints(output_dir: Path) -> None:
         if not is_whole(path):
             logger.warning("%s was not written to its end and is removed", path)
             shutil.rmtree(path)
+
+
+class WholeCheckpoints:
+    """What a `transformers.Trainer` has to do for that, before it in a trainer's bases."""
+
+    args: Any
+    accelerator: Any
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        # A pickle of the arguments, with paths of this machine. Nothing reads it; the log has them as text.
+        if self.args.should_save:
+            Path(output_dir or self.args.output_dir, TRAINING_ARGS_NAME).unlink()
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        # The last thing that every process writes. The main one then writes the state, which makes the checkpoint
+        # count as whole, and removes an older one: not before all others have written theirs.
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()

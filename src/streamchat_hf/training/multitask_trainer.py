@@ -22,7 +22,6 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
-from transformers.trainer import TRAINING_ARGS_NAME
 from trl import TrlParser
 
 from streamchat_hf import StreamFormerConfig, StreamFormerModel, StreamFormerVideoProcessor
@@ -30,7 +29,12 @@ from streamchat_hf.convert.streamformer import streamformer_from_siglip
 from streamchat_hf.data.streamworld_dialogue import build_tokenizer
 from streamchat_hf.data.streamworld_tasks import StreamWorldTasks, collate_tasks
 from streamchat_hf.hub.staging import without_folders
-from streamchat_hf.training.checkpoints import checkpoints, last_whole_checkpoint, remove_broken_checkpoints
+from streamchat_hf.training.checkpoints import (
+    WholeCheckpoints,
+    checkpoints,
+    last_whole_checkpoint,
+    remove_broken_checkpoints,
+)
 from streamchat_hf.training.commit import code_commit
 from streamchat_hf.training.multitask import (
     ACTION_TEMPLATES,
@@ -220,7 +224,7 @@ def load_data(
     return data
 
 
-class MultitaskTrainer(Trainer):
+class MultitaskTrainer(WholeCheckpoints, Trainer):
     """transformers' trainer; an update is a round of micro-batches, and every task's loss and metric is logged.
 
     Args:
@@ -296,17 +300,6 @@ class MultitaskTrainer(Trainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        # A pickle of the arguments, with paths of this machine. Nothing reads it; the log has them as text.
-        if self.args.should_save:
-            Path(output_dir or self.args.output_dir, TRAINING_ARGS_NAME).unlink()
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        # The last thing that every process writes: only then may the checkpoint count as whole.
-        super()._save_rng_state(output_dir)
-        self.accelerator.wait_for_everyone()
 
 
 def build_trainer(

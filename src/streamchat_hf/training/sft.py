@@ -16,7 +16,6 @@ import torch
 import yaml
 from huggingface_hub import HfApi
 from transformers import AutoTokenizer, set_seed
-from transformers.trainer import TRAINING_ARGS_NAME
 from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser, get_peft_config
 
 from streamchat_hf import (
@@ -28,7 +27,12 @@ from streamchat_hf import (
 from streamchat_hf.evaluation.streamworld import evaluate as ask_streamworld
 from streamchat_hf.hub.card import render_card
 from streamchat_hf.hub.staging import without_folders
-from streamchat_hf.training.checkpoints import checkpoints, last_whole_checkpoint, remove_broken_checkpoints
+from streamchat_hf.training.checkpoints import (
+    WholeCheckpoints,
+    checkpoints,
+    last_whole_checkpoint,
+    remove_broken_checkpoints,
+)
 from streamchat_hf.training.commit import code_commit
 from streamchat_hf.training.dense_collator import DenseCollator
 from streamchat_hf.training.mixture import load_mixture, mixture_order
@@ -139,7 +143,7 @@ class NonFiniteError(RuntimeError):
     """A loss or gradient is NaN or infinite: the step that has it is not taken, nothing is saved after it."""
 
 
-class StreamChatTrainer(SFTTrainer):
+class StreamChatTrainer(WholeCheckpoints, SFTTrainer):
     """TRL's trainer, which also names rows that are skipped or not finite, and evaluates on streaming questions.
 
     Args:
@@ -205,18 +209,6 @@ class StreamChatTrainer(SFTTrainer):
                 f"at these rows or lower the learning rate, and go on from the last checkpoint in "
                 f"{self.args.output_dir}"
             )
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        # A pickle of the arguments, with paths of this machine. Nothing reads it; the log has them as text.
-        if self.args.should_save:
-            Path(output_dir or self.args.output_dir, TRAINING_ARGS_NAME).unlink()
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        # The last thing that every process writes. The main one then writes the state, which makes the checkpoint
-        # count as whole, and removes an older one: not before all others have written theirs.
-        super()._save_rng_state(output_dir)
-        self.accelerator.wait_for_everyone()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As TRL, with the number of rows skipped so far, if any were."""
