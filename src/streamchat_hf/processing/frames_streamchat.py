@@ -197,7 +197,7 @@ def _checked(frames: TimedImages, source: Source, fps: float | None) -> TimedIma
             return  # by another thread: nobody waits for what was still under way
         if isinstance(error, FFmpegError):
             error.args = error.args[:2]  # the others are the URL with its password, and FFmpeg's log of it
-        # What was read when the time was over can also look like a damaged file.
+        # An opening that took all the time can also look like a damaged file.
         stalled = isinstance(error, ExitError) or (isinstance(error, FFmpegError) and source.left() <= 0)
         why = source.stalled() if stalled else reason(error)
         raise VideoStreamError(source.name, newest, why) from error
@@ -343,10 +343,14 @@ def _decode(container: av.container.InputContainer, stream: Any, source: Source)
             except InvalidDataError:
                 if not source.live:
                     raise
-    except FFmpegError:
+    except FFmpegError as error:
+        # What was read when the time was over can also look like a damaged file; the frames below renew the time.
+        stalled = source.left() <= 0
         if not source.live:
             with suppress(FFmpegError):
                 yield from stream.codec_context.decode(None)
+        if stalled:
+            raise ValueError(source.stalled()) from error
         raise
 
 
