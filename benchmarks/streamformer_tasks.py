@@ -72,12 +72,12 @@ def spread(rows: list[dict], variant: str, task: str) -> tuple[float, float]:
 
 
 def verdict(rows: list[dict]) -> dict[str, dict]:
-    """Of each task that needs time: is the causal tower's mean more than two deviations above that of image only?"""
+    """Is the causal tower's mean above that of image only by more than two deviations, or elsewhere not below it?"""
     answer = {}
-    for task in TASKS_OF_TIME:
+    for task in TASKS:
         (causal, _), (image, deviation) = spread(rows, "causal", task), spread(rows, "image only", task)
-        above = causal > image + 2 * deviation
-        answer[task] = {"causal": causal, "image_only": image, "deviation": deviation, "above": above}
+        holds = causal > image + 2 * deviation if task in TASKS_OF_TIME else causal >= image
+        answer[task] = {"causal": causal, "image_only": image, "deviation": deviation, "holds": holds}
     return answer
 
 

@@ -35,10 +35,10 @@ def test_variants_differ_from_the_recipe_where_they_say():
 
 def test_verdict_is_two_standard_deviations_of_image_only():
     images = [row("image only", seed, value) for seed, value in enumerate([0.2, 0.3, 0.4])]  # 0.3 ± 0.1
-    for value, above in ((0.49, False), (0.51, True)):
+    for value, above, not_below in ((0.29, False, False), (0.49, False, True), (0.51, True, True)):
         answer = streamformer_tasks.verdict([*images, row("causal", 0, value)])
-        assert list(answer) == list(TASKS[:4])
-        assert all(entry["above"] == above for entry in answer.values())
+        assert list(answer) == list(TASKS)
+        assert [entry["holds"] for entry in answer.values()] == [above] * 4 + [not_below] * 2
         assert answer["temporal_grounding"]["deviation"] == pytest.approx(0.1)
 
 

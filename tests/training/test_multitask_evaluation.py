@@ -105,55 +105,24 @@ def test_retrieval_accepts_what_labels_hold_true():
     assert measured(source("video_text_retrieval", visual, labels, ["0", "1"])) == 0.5
 
 
+@pytest.mark.parametrize(("task", "pixels"), [("temporal_localization", ()), ("video_object_segmentation", (4, 4))])
 @pytest.mark.parametrize("batch_size", [1, 2, 7])
-def test_temporal_localization(batch_size):
-    scores, labels = random_scores(5, 6, 3), random_labels(-1, 2, 5, 6)  # the last class never occurs
+def test_classes(task, pixels, batch_size):
+    scores, labels = random_scores(5, 6, 3, *pixels), random_labels(-1, 2, 5, 6, *pixels)  # the last never occurs
     expected = [
-        naive_average_precision(scores[..., c].flatten().tolist(), (labels == c).flatten().tolist()) for c in range(2)
+        naive_average_precision(scores[:, :, c].flatten().tolist(), (labels == c).flatten().tolist()) for c in range(2)
     ]
-    result = measured(source("temporal_localization", scores, labels), batch_size)
-    assert result == pytest.approx(sum(expected) / 2)
+    assert measured(source(task, scores, labels), batch_size) == pytest.approx(sum(expected) / 2)
 
 
+@pytest.mark.parametrize(("task", "pixels"), [("temporal_grounding", ()), ("referring_segmentation", (4, 4))])
 @pytest.mark.parametrize("batch_size", [1, 2, 7])
-def test_temporal_grounding(batch_size):
-    scores, labels = random_scores(5, 6), random_labels(0, 2, 5, 6).bool()
+def test_texts(task, pixels, batch_size):
+    scores, labels = random_scores(5, 6, *pixels), random_labels(0, 2, 5, 6, *pixels).bool()
     labels[:, 0], labels[:, 1] = True, False
-    labels[0], labels[1] = True, False  # say nothing about when
-    expected = [naive_average_precision(scores[i].tolist(), labels[i].tolist()) for i in (2, 3, 4)]
-    result = measured(source("temporal_grounding", scores, labels, list("abcde")), batch_size)
-    assert result == pytest.approx(sum(expected) / 3)
-
-
-@pytest.mark.parametrize("batch_size", [1, 2, 7])
-def test_video_object_segmentation(batch_size):
-    scores, labels = (
-        random_scores(3, 2, 3, 4, 4) + 0.1 * torch.arange(3).view(3, 1, 1),
-        random_labels(-1, 2, 3, 2, 4, 4),
-    )
-    overlaps = []
-    for c in range(3):
-        both = either = 0
-        for i, t, y, x in torch.cartesian_prod(*map(torch.arange, (3, 2, 4, 4))).tolist():
-            at = scores[i, t, :, y, x].tolist()
-            predicted, real = max(at) > 0 and at.index(max(at)) == c, labels[i, t, y, x] == c
-            both, either = both + bool(predicted and real), either + bool(predicted or real)
-        overlaps.append(both / either)
-    result = measured(source("video_object_segmentation", scores, labels), batch_size)
-    assert result == pytest.approx(sum(overlaps) / 3)
-
-
-@pytest.mark.parametrize("batch_size", [1, 2, 7])
-def test_referring_segmentation(batch_size):
-    scores, labels = random_scores(3, 2, 4, 4), random_labels(0, 2, 3, 2, 4, 4).bool()
-    labels[0], scores[0] = False, -1.0  # neither there nor found
-    overlaps = []
-    for i in (1, 2):
-        found = {tuple(place) for place in (scores[i] > 0).nonzero().tolist()}
-        real = {tuple(place) for place in labels[i].nonzero().tolist()}
-        overlaps.append(len(found & real) / len(found | real))
-    result = measured(source("referring_segmentation", scores, labels, list("abc")), batch_size)
-    assert result == pytest.approx(sum(overlaps) / 2)
+    labels[0], labels[1] = True, False  # say nothing about where
+    expected = [naive_average_precision(scores[i].flatten().tolist(), labels[i].flatten().tolist()) for i in (2, 3, 4)]
+    assert measured(source(task, scores, labels, list("abcde")), batch_size) == pytest.approx(sum(expected) / 3)
 
 
 def test_nothing_to_measure_is_nought():

@@ -1,7 +1,7 @@
 """How well a StreamFormer does its six tasks on held-out data: one number per task, each from 0 to 1.
 
-Frames are ranked (average precision) rather than thresholded wherever a metric allows it: a tower that has not trained
-a task has no calibrated scale and bias for it either.
+Frames and pixels are ranked (average precision) rather than thresholded: a tower that has not trained a task, or not
+for long, has no calibrated scale and bias for it either.
 """
 
 from collections import defaultdict
@@ -19,8 +19,8 @@ METRICS = {
     "video_text_retrieval": "recall_at_1",  # among all held-out texts
     "temporal_localization": "frame_map",  # mean over classes of the average precision over all frames
     "temporal_grounding": "frame_ap",  # mean over queries of the average precision over the video's frames
-    "video_object_segmentation": "mean_iou",  # over classes, from all pixels
-    "referring_segmentation": "mean_iou",  # over expressions
+    "video_object_segmentation": "pixel_map",  # mean over classes of the average precision over all pixels
+    "referring_segmentation": "pixel_ap",  # mean over expressions of the average precision over the video's pixels
 }
 
 
@@ -31,8 +31,12 @@ def average_precision(scores: Tensor, positive: Tensor) -> float:
         scores: `(n,)`.
         positive: `(n,)` bool with a positive.
     """
-    at_least = scores[None] >= scores[positive][:, None]  # (positives, n)
-    return float(((at_least & positive).sum(1) / at_least.sum(1)).mean())
+    order = scores.argsort(descending=True)
+    scores, positive = scores[order], positive[order]
+    _, group, sizes = scores.unique_consecutive(return_inverse=True, return_counts=True)
+    at_least = sizes.cumsum(0)  # what scores at least as much as each group of equals
+    precision = positive.cumsum(0)[at_least - 1] / at_least
+    return float(precision[group][positive].mean())
 
 
 def evaluate(module: nn.Module, data: Mapping[str, TaskData], batch_size: int) -> dict[str, float]:
@@ -89,14 +93,14 @@ def _recall_at_1(module: nn.Module, task: str, data: TaskData, batch_size: int) 
     return sum(texts[best] in own for best, own in zip(first, owned, strict=True)) / len(owned)
 
 
-def _frame_map(module: nn.Module, task: str, data: TaskData, batch_size: int) -> float:
-    """Background frames are negatives of every class; classes that never occur do not count."""
+def _class_ap(module: nn.Module, task: str, data: TaskData, batch_size: int) -> float:
+    """Background is a negative of every class; classes that never occur do not count."""
     scores: dict[str, list[Tensor]] = defaultdict(list)
     shown: dict[str, list[Tensor]] = defaultdict(list)
     for batch in _batches(module, data, batch_size):
-        logits = module.logits(task, batch["pixel_values_videos"], batch["texts"])  # (B, T, C)
+        logits = module.logits(task, batch["pixel_values_videos"], batch["texts"])  # (B, T, C) or (B, T, C, H, W)
         for c, name in enumerate(batch["texts"]):
-            scores[name].append(logits[..., c].flatten())
+            scores[name].append(logits[:, :, c].flatten())
             shown[name].append((batch["labels"] == c).flatten())
     precisions = [
         average_precision(torch.cat(scores[name]), positive)
@@ -106,40 +110,15 @@ def _frame_map(module: nn.Module, task: str, data: TaskData, batch_size: int) ->
     return _mean(precisions)
 
 
-def _frame_ap(module: nn.Module, task: str, data: TaskData, batch_size: int) -> float:
-    """Queries that hold in no frame, or in all, say nothing about when and do not count."""
+def _text_ap(module: nn.Module, task: str, data: TaskData, batch_size: int) -> float:
+    """Texts that hold nowhere in their video, or everywhere, say nothing about where and do not count."""
     precisions = []
     for batch in _batches(module, data, batch_size):
-        logits = module.logits(task, batch["pixel_values_videos"], batch["texts"])  # (B, T, B)
+        logits = module.logits(task, batch["pixel_values_videos"], batch["texts"])  # (B, T, B) or (B, T, B, H, W)
         for i, inside in enumerate(batch["labels"]):
             if inside.any() and not inside.all():
-                precisions.append(average_precision(logits[i, :, i], inside))
+                precisions.append(average_precision(logits[i, :, i].flatten(), inside.flatten()))
     return _mean(precisions)
-
-
-def _class_iou(module: nn.Module, task: str, data: TaskData, batch_size: int) -> float:
-    """A pixel is of the class with the highest logit, if that is above 0, else background."""
-    both: dict[str, int] = defaultdict(int)
-    either: dict[str, int] = defaultdict(int)
-    for batch in _batches(module, data, batch_size):
-        best, chosen = module.logits(task, batch["pixel_values_videos"], batch["texts"]).max(2)  # (B, T, H, W)
-        for c, name in enumerate(batch["texts"]):
-            predicted, real = (chosen == c) & (best > 0), batch["labels"] == c
-            both[name] += int((predicted & real).sum())
-            either[name] += int((predicted | real).sum())
-    return _mean([both[name] / either[name] for name in either if either[name]])
-
-
-def _expression_iou(module: nn.Module, task: str, data: TaskData, batch_size: int) -> float:
-    """A pixel is of the object if its logit is above 0; intersection over union of whole videos."""
-    overlaps = []
-    for batch in _batches(module, data, batch_size):
-        logits = module.logits(task, batch["pixel_values_videos"], batch["texts"])  # (B, T, B, H, W)
-        for i, real in enumerate(batch["labels"]):
-            predicted = logits[i, :, i] > 0
-            if either := int((predicted | real).sum()):
-                overlaps.append(int((predicted & real).sum()) / either)
-    return _mean(overlaps)
 
 
 def _mean(values: list[float]) -> float:
@@ -149,8 +128,8 @@ def _mean(values: list[float]) -> float:
 _MEASURES = {
     "action_recognition": _accuracy,
     "video_text_retrieval": _recall_at_1,
-    "temporal_localization": _frame_map,
-    "temporal_grounding": _frame_ap,
-    "video_object_segmentation": _class_iou,
-    "referring_segmentation": _expression_iou,
+    "temporal_localization": _class_ap,
+    "temporal_grounding": _text_ap,
+    "video_object_segmentation": _class_ap,
+    "referring_segmentation": _text_ap,
 }

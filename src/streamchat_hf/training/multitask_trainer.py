@@ -58,6 +58,8 @@ DEFAULTS: dict[str, Any] = {
 }
 # How many times larger a fresh text tower's words are than its places, so that texts differ by what they say.
 WORD_SCALE = 4.0
+# The least variance along an axis of text embeddings, as a share of the largest, that whitening makes equal to it.
+WHITENING_FLOOR = 1e-3
 
 
 @dataclass
@@ -191,12 +193,21 @@ def _texts(recipe: MultitaskRecipe, siglip: SiglipModel | None) -> tuple[FrozenT
 
 @torch.no_grad()
 def _spread(text_model: SiglipTextModel, pad: int) -> None:
-    """Lets the embeddings of a tower of random weights lie around the origin; they all lie on one side of it else."""
+    """Lets a tower of random weights tell texts apart: its head makes the embeddings of texts of all lengths white.
+
+    Those of a fresh tower all lie on one side of the origin, and single words differ by a few degrees.
+    """
     words = text_model.get_input_embeddings().weight.mul_(WORD_SCALE)
-    length = text_model.config.max_position_embeddings
-    texts = torch.randint(len(words), (256, length))
-    texts[torch.arange(length) >= torch.randint(1, length + 1, (256, 1))] = pad
-    text_model.head.bias.sub_(text_model.eval()(input_ids=texts).pooler_output.mean(0))
+    words[pad] = 0.0  # short texts are not mostly padding
+    count, length = 4096, text_model.config.max_position_embeddings
+    texts = torch.randint(len(words), (count, length))
+    lengths = 1 + ((length - 1) * torch.rand(count, 1).square()).long()  # names are more often short
+    texts[torch.arange(length) >= lengths] = pad
+    embeddings = text_model.eval()(input_ids=texts).pooler_output  # (count, D)
+    variances, axes = torch.linalg.eigh(torch.cov(embeddings.T))
+    whiten = axes * variances.clamp(min=WHITENING_FLOOR * variances.max()).rsqrt() @ axes.T  # (D, D)
+    text_model.head.bias.copy_(whiten @ (text_model.head.bias - embeddings.mean(0)))
+    text_model.head.weight.copy_(whiten @ text_model.head.weight)
 
 
 def load_data(
