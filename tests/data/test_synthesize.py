@@ -16,8 +16,9 @@ import streamchat_hf
 from scripted_endpoint import Reply, ScriptedEndpoint, asked_captions, streamworld_script
 from streamchat_hf.data.streamworld import World
 from streamchat_hf.data.streamworld_captions import streamworld_captions
-from streamchat_hf.data.synthesize import GIVE_UP_AFTER, OUTCOMES, synthesize
+from streamchat_hf.data.synthesize import OUTCOMES, synthesize
 from streamchat_hf.data.synthesize_llm import Endpoint, LanguageModel
+from streamchat_hf.data.synthesize_log import GIVE_UP_AFTER
 from streamchat_hf.data.synthesize_prompt import PROMPT_VERSION
 from streamchat_hf.data.synthesize_review import read_review
 
@@ -176,6 +177,7 @@ sys.modules["streamchat_hf"] = types.ModuleType("streamchat_hf")
 sys.modules["streamchat_hf"].__path__ = [sys.argv[4]]
 from streamchat_hf.data.synthesize import synthesize
 from streamchat_hf.data.synthesize_llm import Endpoint, LanguageModel
+from streamchat_hf.data.synthesize_log import GIVE_UP_AFTER
 synthesize(sys.argv[1], sys.argv[2], LanguageModel("tiny", Endpoint(sys.argv[3], "tiny")), workers=3)
 """
 

@@ -4,22 +4,17 @@ Asking is slow and costs money, so every answer goes into a log as soon as it is
 Everything else is computed again from the log and the review file on every run: the same ones give the same data.
 """
 
-import json
-import logging
 import os
 import random
-import threading
 from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from streamchat_hf.data.synthesize_dedup import THRESHOLD, Embed, find_duplicates
-from streamchat_hf.data.synthesize_llm import LanguageModel, NoAnswer
+from streamchat_hf.data.synthesize_llm import LanguageModel, Messages
+from streamchat_hf.data.synthesize_log import ask_and_log, read_log, replace_lines
 from streamchat_hf.data.synthesize_prompt import (
     PROMPT_VERSION,
     BadAnswer,
@@ -54,10 +49,6 @@ OUTCOMES = (
 )
 EXAMPLES = 3  # shown with each segment
 UNREAD = 200
-# So many segments in a row without an answer: the server is down, or the key is wrong.
-GIVE_UP_AFTER = 16
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -123,87 +114,33 @@ def synthesize(
     entries = read_review(review) if review is not None else {}
     made_by = {"model": model.name, "prompt": PROMPT_VERSION, "seed": seed}
     log = out.with_suffix(".progress.jsonl")
-    answers = {record["id"]: record for record in _read_log(log) if _is_current(record, made_by)}
+    answers = read_log(log, made_by)
     missing = [segment for segment in segments if segment.id not in entries and segment.id not in answers]
     approved = [Example(entry.segment, entry.draft) for entry in entries.values() if entry.verdict == KEEP]
-    with open(log, "a", encoding="utf-8") as file:
-        for record in _ask(model, missing, approved, made_by, workers, progress):
-            file.write(json.dumps(record) + "\n")
-            file.flush()
-            answers[record["id"]] = record
+    shipped = shipped_examples()
+    requests = {
+        segment.id: partial(_conversation, segment, approved=approved, shipped=shipped, seed=seed)
+        for segment in missing
+    }
+    asked = ask_and_log(log, model, requests, made_by, workers, progress, "segment")
+    answers |= asked
     counts, kept = _judge(segments, answers, entries)
     pairs = [(entry.draft.instruction, entry.draft.answer) for entry in kept]
     copies = find_duplicates(pairs, [entry.verdict == KEEP for entry in kept], embed, threshold)
     kept = [entry for i, entry in enumerate(kept) if i not in copies]
     counts["duplicate"], counts["kept"] = len(copies), len(kept)
-    _write(out, kept)
+    replace_lines(out, map(_row, kept))
     waiting = 0
     if review is not None:
         waiting = sum(entry.verdict == NEW for entry in entries.values())
         fresh = [entry for entry in kept if entry.id not in entries][: max(unread - waiting, 0)]
         append_review(review, fresh)
         waiting += len(fresh)
-    asked = sum(segment.id in answers for segment in missing)
-    return Synthesis({outcome: counts[outcome] for outcome in OUTCOMES}, asked, waiting, candidates.count([]))
+    return Synthesis({outcome: counts[outcome] for outcome in OUTCOMES}, len(asked), waiting, candidates.count([]))
 
 
-def _read_log(path: Path) -> list[dict[str, Any]]:
-    """Return the records of a log, cutting off what was being written when the run before this one was killed."""
-    if not path.exists():
-        return []
-    whole = path.read_bytes()
-    length = whole.rfind(b"\n") + 1
-    if length < len(whole):
-        os.truncate(path, length)
-    records = []
-    for number, line in enumerate(whole[:length].splitlines(), start=1):
-        try:
-            record = json.loads(line)
-            records.append({key: record[key] for key in ("id", "text", "made_by")})
-        except (ValueError, TypeError, KeyError):
-            raise ValueError(f"{path}:{number}: no record of an answer; remove the line to ask again") from None
-    return records
-
-
-def _is_current(record: dict[str, Any], made_by: dict[str, Any]) -> bool:
-    """Whether an answer of the log is of this model and prompt; the seed has only chosen the segment."""
-    return all(record["made_by"].get(key) == made_by[key] for key in ("model", "prompt"))
-
-
-def _ask(
-    model: LanguageModel,
-    segments: list[Segment],
-    approved: list[Example],
-    made_by: dict[str, Any],
-    workers: int,
-    progress: bool,
-) -> Iterator[dict[str, Any]]:
-    """Yield a record of each answer as soon as it is there."""
-    stop = threading.Event()
-    shipped = shipped_examples()
-    in_a_row = 0
-
-    def ask(segment: Segment) -> str:
-        return model.ask(build_messages(segment, _examples(segment, approved, shipped, made_by["seed"])), stop)
-
-    with ThreadPoolExecutor(workers) as pool, tqdm(total=len(segments), unit="segment", disable=not progress) as bar:
-        futures = {pool.submit(ask, segment): segment for segment in segments}
-        try:
-            for future in as_completed(futures):
-                bar.update()
-                try:
-                    text = future.result()
-                except NoAnswer as error:
-                    in_a_row += 1
-                    if in_a_row == GIVE_UP_AFTER:
-                        raise ConnectionError(f"no answer for {in_a_row} segments in a row; {error}") from None
-                    logger.warning("%s", error)
-                    continue
-                in_a_row = 0
-                yield {"id": futures[future].id, "text": text, "made_by": made_by}
-        finally:  # an error, Ctrl-C, or simply the end: whoever waits for a server to come back stops doing so
-            stop.set()
-            pool.shutdown(wait=False, cancel_futures=True)
+def _conversation(segment: Segment, approved: list[Example], shipped: list[Example], seed: int) -> Messages:
+    return build_messages(segment, _examples(segment, approved, shipped, seed))
 
 
 def _examples(segment: Segment, approved: list[Example], shipped: list[Example], seed: int) -> list[Example]:
@@ -237,13 +174,7 @@ def _judge(
     return counts, good
 
 
-def _write(path: Path, entries: list[ReviewEntry]) -> None:
-    """Replace the file at once, so that nobody ever reads half of it."""
-    part = path.with_name(path.name + ".part")
-    with open(part, "w", encoding="utf-8") as file:
-        for entry in entries:
-            draft = entry.draft
-            row = {"video": entry.segment.video, "start": draft.start, "end": draft.end}
-            row |= {"instruction": draft.instruction, "answer": draft.answer, "id": entry.id, "made_by": entry.made_by}
-            file.write(json.dumps(row) + "\n")
-    os.replace(part, path)
+def _row(entry: ReviewEntry) -> dict[str, Any]:
+    draft = entry.draft
+    row = {"video": entry.segment.video, "start": draft.start, "end": draft.end}
+    return row | {"instruction": draft.instruction, "answer": draft.answer, "id": entry.id, "made_by": entry.made_by}
