@@ -25,6 +25,9 @@ NAMES = [
     "StreamingGenerationMixin",
     "StreamingSession",
     "VideoFrame",
+    "VideoLLMOnlineConfig",
+    "VideoLLMOnlineForConditionalGeneration",
+    "VideoLLMOnlineProcessor",
     "VideoStream",
     "timeline",
     "tiny_checkpoint",
@@ -42,20 +45,26 @@ def test_version_is_the_installed_one():
     assert streamchat_hf.__version__ == version("streamchat-hf")
 
 
-@pytest.mark.parametrize(("model_type", "name"), [("streamchat", "StreamChat"), ("streamformer", "StreamFormer")])
+@pytest.mark.parametrize(
+    ("model_type", "name"),
+    [("streamchat", "StreamChat"), ("streamformer", "StreamFormer"), ("videollm_online", "VideoLLMOnline")],
+)
 def test_auto_config_knows_the_model_type(model_type: str, name: str):
     assert type(transformers.AutoConfig.for_model(model_type)) is getattr(streamchat_hf, f"{name}Config")
 
 
+@pytest.mark.parametrize("talker", ["StreamChat", "VideoLLMOnline"])
 @pytest.mark.parametrize("auto", ["Model", "ModelForCausalLM", "ModelForImageTextToText", "ModelForMultimodalLM"])
-def test_every_auto_class_gives_the_talker_that_generates(auto: str):
+def test_every_auto_class_gives_the_talker_that_generates(auto: str, talker: str):
     mapping = getattr(transformers, f"Auto{auto}")._model_mapping
-    assert mapping[streamchat_hf.StreamChatConfig] is streamchat_hf.StreamChatForConditionalGeneration
+    config, model = (getattr(streamchat_hf, f"{talker}{kind}") for kind in ("Config", "ForConditionalGeneration"))
+    assert mapping[config] is model
 
 
 def test_other_auto_classes_know_ours():
     assert transformers.AutoModel._model_mapping[streamchat_hf.StreamFormerConfig] is streamchat_hf.StreamFormerModel
     assert PROCESSOR_MAPPING[streamchat_hf.StreamChatConfig] is streamchat_hf.StreamChatProcessor
+    assert PROCESSOR_MAPPING[streamchat_hf.VideoLLMOnlineConfig] is streamchat_hf.VideoLLMOnlineProcessor
 
 
 def test_tiny_checkpoint_loads_as_our_classes():

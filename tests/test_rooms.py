@@ -20,9 +20,9 @@ ROOMS = ("modeling", "processing")
 CORE = {"torch", "transformers", "huggingface_hub", "safetensors", "av", "PIL", "numpy"}
 ROLES = (
     *("configuration", "modeling", "layers", "rotary", "timeline", "cache", "reader", "clock", "generation"),
-    *("backbones", "sources", "frames", "video_processing", "processing"),
+    *("backbones", "loss", "sources", "frames", "video_processing", "processing", "labels"),
 )
-MODELS = ("streamformer", "streamchat")
+MODELS = ("streamformer", "streamchat", "videollm_online")
 FILE_NAME = re.compile(rf"({'|'.join(ROLES)})(_[a-z]+)*_({'|'.join(MODELS)})\.py|__init__\.py")
 # The two expressions of transformers.dynamic_module_utils.get_relative_imports.
 COPIED_BY_TRANSFORMERS = (re.compile(r"^\s*import\s+\.(\S+)\s*$"), re.compile(r"^\s*from\s+\.(\S+)\s+import"))

@@ -143,3 +143,35 @@ def convert_streamformer_command(
         **{name: getattr(config, name) for name in options},
     }
     write_json(json_file, {"source": source, "dest": str(dest), **summary})
+
+
+@convert_app.command("videollm-online")
+@one_line_errors
+def convert_videollm_online_command(
+    source: Annotated[str, typer.Argument(help="The published adapter: folder or Hub id.")],
+    dest: Annotated[Path, typer.Argument(help="The folder to write.")],
+    base: Annotated[str | None, typer.Option(help="Its language model; default: the one it names.")] = None,
+    vision: Annotated[
+        str, typer.Option(help="The SigLIP it was trained on: folder or Hub id.")
+    ] = "google/siglip-large-patch16-384",
+    json_file: JsonOption = None,
+) -> None:
+    """Turn the published VideoLLM-online adapter, its Llama and its SigLIP into one model of ours."""
+    from transformers.utils import logging as transformers_logging
+
+    from streamchat_hf.convert.videollm_online import convert_videollm_online
+
+    check_folders(json_file)
+    transformers_logging.disable_progress_bar()
+    result = convert_videollm_online(source, dest, base, vision)
+    parameters, tokens = result.model.num_parameters(), result.model.config.frame_num_tokens
+    console = Console(highlight=False)
+    console.print(
+        f"from {result.base} and {result.vision}: {parameters:,} parameters, LoRA of rank {result.rank} merged into "
+        f"{result.merged} matrices, {tokens} tokens a frame",
+        soft_wrap=True,
+    )
+    console.print(f"written: {dest}", soft_wrap=True)
+    summary = {"base": result.base, "vision": result.vision, "parameters": parameters, "frame_num_tokens": tokens}
+    summary |= {"rank": result.rank, "merged": result.merged}
+    write_json(json_file, {"source": source, "dest": str(dest), **summary})

@@ -86,7 +86,7 @@ def chat(
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Where an answer is cut.")] = 64,
     system: Annotated[str | None, typer.Option(help="The system prompt.")] = None,
-    policy: Annotated[str, typer.Option(help="When to speak: on-question.")] = "on-question",
+    policy: Annotated[str | None, typer.Option(help="on-question or streaming-eos; default: the model's own.")] = None,
     backpressure: Annotated[
         str, typer.Option(help="When frames come too fast: latest (keep the newest), drop_oldest or block.")
     ] = "latest",
@@ -103,15 +103,19 @@ def chat(
     """Chat about a stream while it goes on; every word sees the newest frame.
 
     With QUESTION the chat ends with its answer, unless more can be typed. A question interrupts the answer under way.
+    A model that speaks by itself is watched until the source ends.
     """
-    from streamchat_hf.streaming.filmstrip import draw_filmstrip
     from streamchat_hf.streaming.session import GRACE, StreamingSession
+    from streamchat_hf.streaming.talker import choose_policy
     from streamchat_hf.streaming.terminal import Chat
 
     if filmstrip is not None and question is None:
         raise ValueError("a film strip needs a QUESTION")
     console = Console(highlight=False)
     talker, processor = load(model, trust_remote_code)
+    policy = choose_policy(talker, policy)
+    if filmstrip is not None and policy != "on-question":
+        raise ValueError("a film strip shows the answer to one QUESTION: add --policy on-question")
     watch = functools.partial(processor.stream, source, fps=fps, live=live, stall_timeout=stall_timeout)
     speak = functools.partial(StreamingSession, talker, processor, system=system, do_sample=False)
     frames = _keep_images(watch(), processor.video_processor) if filmstrip else watch()
@@ -130,16 +134,13 @@ def chat(
     if question is not None:
         conversation.ask(question, at)
     _run(console, session, conversation, json_file)
-    if not (conversation.answers or typing):
+    if not (conversation.answers or typing) and policy == "on-question":
         raise ValueError("nothing was asked: give a QUESTION, or lines to read")
     if filmstrip is not None:
         [answer] = conversation.answers
         # A live source cannot be watched again.
         frozen = None if frames.live else _frozen_answer(speak, answer, watch())
-        if frozen is not None:
-            _print_both(console, answer, frozen)
-        draw_filmstrip(answer.words, frames.images, filmstrip, answer.question, at, frozen.words if frozen else ())
-        console.print(f"film strip: {filmstrip}")
+        _draw_answer(console, answer, frozen, frames.images, filmstrip, at)
 
 
 @app.command()
@@ -217,6 +218,18 @@ def _frozen_answer(speak: Callable[..., "StreamingSession"], answer: "Answer", f
     with closing(frames), session:
         session.ask(answer.question, answer.start_time)
         return next(event.answer for event in session if isinstance(event, ResponseEnded))
+
+
+def _draw_answer(
+    console: Console, answer: "Answer", frozen: "Answer | None", images: list, filmstrip: Path, at: float
+) -> None:
+    """An answer as a film strip, beside the one with the video frozen if there is one."""
+    from streamchat_hf.streaming.filmstrip import draw_filmstrip
+
+    if frozen is not None:
+        _print_both(console, answer, frozen)
+    draw_filmstrip(answer.words, images, filmstrip, answer.question, at, frozen.words if frozen else ())
+    console.print(f"film strip: {filmstrip}")
 
 
 def _print_both(console: Console, live: "Answer", frozen: "Answer") -> None:

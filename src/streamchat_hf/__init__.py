@@ -23,14 +23,18 @@ from streamchat_hf.modeling.cache_streamchat import StreamingCache
 from streamchat_hf.modeling.cache_streamformer import StreamFormerCache
 from streamchat_hf.modeling.configuration_streamchat import StreamChatConfig
 from streamchat_hf.modeling.configuration_streamformer import StreamFormerConfig
+from streamchat_hf.modeling.configuration_videollm_online import VideoLLMOnlineConfig
 from streamchat_hf.modeling.generation_streamchat import StreamingGenerationMixin
 from streamchat_hf.modeling.modeling_streamchat import StreamChatForConditionalGeneration, StreamChatModel
 from streamchat_hf.modeling.modeling_streamformer import StreamFormerModel
+from streamchat_hf.modeling.modeling_videollm_online import VideoLLMOnlineForConditionalGeneration
 from streamchat_hf.modeling.timeline_streamchat import timeline
 from streamchat_hf.processing.frames_streamchat import VideoFrame, VideoStream
 from streamchat_hf.processing.processing_streamchat import StreamChatProcessor
+from streamchat_hf.processing.processing_videollm_online import VideoLLMOnlineProcessor
 from streamchat_hf.processing.video_processing_streamformer import StreamFormerVideoProcessor
 from streamchat_hf.streaming.session import StreamingSession
+from streamchat_hf.vision_tower_streamformer import StreamFormerVisionConfig, StreamFormerVisionModel
 
 __version__ = "0.1.0"
 
@@ -48,6 +52,9 @@ __all__ = [
     "StreamingGenerationMixin",
     "StreamingSession",
     "VideoFrame",
+    "VideoLLMOnlineConfig",
+    "VideoLLMOnlineForConditionalGeneration",
+    "VideoLLMOnlineProcessor",
     "VideoStream",
     "timeline",
     "tiny_checkpoint",
@@ -55,11 +62,16 @@ __all__ = [
 
 AutoConfig.register("streamformer", StreamFormerConfig)
 AutoConfig.register("streamchat", StreamChatConfig)
+AutoConfig.register("videollm_online", VideoLLMOnlineConfig)
 AutoModel.register(StreamFormerConfig, StreamFormerModel)
 for _auto in (AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM):
     _auto.register(StreamChatConfig, StreamChatForConditionalGeneration)
+    _auto.register(VideoLLMOnlineConfig, VideoLLMOnlineForConditionalGeneration)
 AutoVideoProcessor.register(StreamFormerConfig, StreamFormerVideoProcessor)
 AutoProcessor.register(StreamChatConfig, StreamChatProcessor)
+AutoProcessor.register(VideoLLMOnlineConfig, VideoLLMOnlineProcessor)
+AutoConfig.register("streamformer_vision_model", StreamFormerVisionConfig)
+AutoModel.register(StreamFormerVisionConfig, StreamFormerVisionModel)
 
 
 def tiny_checkpoint() -> Path:

@@ -5,9 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from transformers import BertConfig, BertModel, SiglipVisionConfig, SiglipVisionModel
+from transformers import AutoModelForCausalLM, BertConfig, BertModel, SiglipVisionConfig, SiglipVisionModel
 
 from cli_helpers import run
+from published_adapter import published
 from scripted_endpoint import Reply, ScriptedEndpoint, streamworld_script
 from streamchat_cli.make import MEANINGS, synthesize_command
 from streamchat_hf.data.streamworld import World
@@ -186,3 +187,25 @@ def test_convert_refuses_in_one_line_and_writes_nothing(tmp_path):
     ).output
     assert "no such folder" in line
     assert not (tmp_path / "ours").exists()
+
+
+def test_convert_merges_an_adapter(tmp_path):
+    published(tmp_path)
+    adapter, ours, siglip = tmp_path / "adapter", tmp_path / "ours", tmp_path / "siglip"
+    options = ("--vision", siglip, "--json", tmp_path / "said.json")
+    output = run("convert", "videollm-online", adapter, ours, *options).output
+    model = AutoModelForCausalLM.from_pretrained(ours)
+    assert output.splitlines() == [
+        f"from {tmp_path / 'base'} and {siglip}: {model.num_parameters():,} parameters, LoRA of rank 4 merged into "
+        "22 matrices, 10 tokens a frame",
+        f"written: {ours}",
+    ]
+    assert json.loads((tmp_path / "said.json").read_text()) == {
+        **{"source": str(adapter), "dest": str(ours), "base": str(tmp_path / "base"), "vision": str(siglip)},
+        **{"parameters": model.num_parameters(), "frame_num_tokens": 10, "rank": 4, "merged": 22},
+    }
+    missing = tmp_path / "nowhere"
+    for words in ((ours, missing), (adapter, missing, "--base", tmp_path / "siglip")):
+        line = run("convert", "videollm-online", *words, "--vision", siglip, code=1).output
+        assert line.startswith("error: ") and line.count("\n") == 1
+    assert not missing.exists()

@@ -79,3 +79,16 @@ def test_bench_streamformer_refuses_what_it_cannot_do_before_it_measures(measure
     assert "no such folder" in run("bench", "streamformer", "--json", "/no/such/folder/x.json", code=1).stderr
     assert "exclude each other" in run("bench", "streamformer", "--small", "--full", code=2).stderr
     assert measured == []
+
+
+def test_bench_videollm_online_prints_tables_and_writes_rows(tmp_path, monkeypatch):
+    from streamchat_hf.evaluation import videollm_online_cost
+
+    monkeypatch.setenv("COLUMNS", "160")
+    path = tmp_path / "cost.json"
+    output = run("bench", "videollm-online", "--small", "--repeats", 7, "--json", path).output
+    result = json.loads(path.read_text())
+    table = table_rows(output)
+    assert [row[0] for row in table] == ["2", "6", "streaming", "interleaved", "per-frame"]
+    assert [row[1] for row in table[2:]] == [str(row["tokens"]) for row in result["methods"]]
+    assert result["settings"]["frames"] == videollm_online_cost.SMALL.frames

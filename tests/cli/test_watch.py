@@ -8,9 +8,11 @@ from PIL import Image
 
 from cli_helpers import run, table_rows
 from fake_talker import FakeStream, scripted_talker
+from live_loop_helpers import live_model, live_processor
 from streamchat_cli import watch
 from streamchat_hf.streaming import filmstrip, session
 from streamchat_hf.streaming.terminal import Chat
+from video_files import write_video
 
 
 @pytest.fixture
@@ -84,6 +86,24 @@ def test_chat_passes_its_options_on(fake, monkeypatch):
     }
     run("chat", "clip", "?", "--tokens-per-second", 2, "--no-live")
     assert calls["live"] is False and calls["backpressure"] == "latest"
+
+
+def test_a_model_that_speaks_by_itself_is_watched_to_the_end(monkeypatch, tmp_path):
+    processor = live_processor()
+    talker = live_model(processor)
+    talker.config.silence_threshold = 1.0  # every frame says something
+    monkeypatch.setattr(watch, "load", lambda *args: (talker, processor))
+    path, clip = tmp_path / "said.json", write_video(tmp_path / "clip.mp4", range(0, 2000, 250))
+    options = ("--tokens-per-second", 4, "--max-new-tokens", 2, "--json", path)
+    run("chat", clip, *options)
+    answers = json.loads(path.read_text())["answers"]
+    assert [(answer["question"], answer["start_time"]) for answer in answers] == [("", i / 2) for i in range(4)]
+    run("chat", clip, "what is it?", "--at", 0.7, *options)
+    assert [answer["question"] for answer in json.loads(path.read_text())["answers"]].count("what is it?") == 1
+    run("chat", clip, "what is it?", "--at", 0.7, "--policy", "on-question", *options)
+    assert json.loads(path.read_text())["question"] == "what is it?"
+    strip = ("--filmstrip", tmp_path / "strip.png")
+    assert "add --policy on-question" in run("chat", clip, "?", *strip, *options, code=1).stderr
 
 
 def test_an_error_keeps_the_statistics_and_what_was_said(fake, tmp_path, monkeypatch):

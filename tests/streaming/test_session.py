@@ -481,11 +481,10 @@ def test_reasons(model):
 @pytest.mark.parametrize("tokens_per_second", [2, None])
 def test_closed_at_any_event_it_keeps_what_was_delivered(model, at, tokens_per_second):
     with nothing_left_behind():
+        longest = 3 if at is ResponseEnded else 200
         session = open_session(
-            model, iter(frames_at(at_rate(5, 20))), tokens_per_second=tokens_per_second, max_new_tokens=200
+            model, iter(frames_at(at_rate(5, 20))), tokens_per_second=tokens_per_second, max_new_tokens=longest
         )
-        if at is ResponseEnded:
-            session._max_new_tokens = 3
         session.ask(QUESTIONS[0], 0.6)
         events = []
         for event in session:

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from streamchat_hf.convert.weight_files import list_problems
+
 Rules = Sequence[tuple[str, str]]
 
 _HEAD: Rules = (
@@ -82,7 +84,7 @@ def fit(
     unknown = [name for name in weights if name not in used]
     problems = {"missing": missing, "of another shape": misshapen, "unknown": unknown}
     if any(problems.values()):
-        raise ValueError(f"{source} does not fit StreamFormer: {_list(problems)}. {_advice(problems)}")
+        raise ValueError(f"{source} does not fit StreamFormer: {list_problems(problems)}. {_advice(problems)}")
     return fitted
 
 
@@ -116,16 +118,6 @@ def _without_batch(shape: torch.Size) -> tuple[int, ...]:
     while sizes and sizes[0] == 1:
         del sizes[0]
     return tuple(sizes)
-
-
-def _list(problems: dict[str, list[str]]) -> str:
-    listed = []
-    for what, names in problems.items():
-        names = list(dict.fromkeys(names))
-        if names:
-            more = ", …" if len(names) > 3 else ""
-            listed.append(f"{len(names)} {what} ({', '.join(names[:3])}{more})")
-    return "; ".join(listed)
 
 
 def _advice(problems: dict[str, list[str]]) -> str:

@@ -34,6 +34,11 @@ class ReadyFrame(NamedTuple):
     values: torch.Tensor
     grid: tuple[int, int]
 
+    @property
+    def is_ready(self) -> bool:
+        """Tells the reader that it has been encoded."""
+        return True
+
 
 class StreamState:
     """What the cache knows about one stream, on the host.

@@ -6,9 +6,10 @@ shows frames between the turns, too. All times are integer milliseconds of strea
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 from .cache_streamchat import ReadyFrame
-from .reader_streamchat import FrameReader, StreamingError, StreamTime
+from .reader_streamchat import BACKPRESSURE, FrameReader, FrameSource, StreamingError, StreamTime
 
 # Frames of every stream, and the moment at which they are taken over.
 Arrivals = tuple[list[list[ReadyFrame]], int]
@@ -40,9 +41,14 @@ class SimulatedClock:
 
     def next_step(self) -> Arrivals:
         """What the step that speaks the next token takes over, and when it speaks."""
+        now = self.next_token()
+        return _take_all(self.readers, lambda reader: reader.take_due(now)), now
+
+    def next_token(self) -> int:
+        """When the next token is spoken, for a model that takes no frames over while it speaks: they wait."""
         self._now = self._start + round(self._step * 1000 / self.tokens_per_second)
         self._step += 1
-        return _take_all(self.readers, lambda reader: reader.take_due(self._now)), self._now
+        return self._now
 
     def watch(self, until: int | None, interrupted: Callable[[], bool]) -> Arrivals | None:
         """The next frames of the stream, in silence: none once `until` has come, `None` at its end."""
@@ -54,7 +60,7 @@ class SimulatedClock:
         if due is None:
             return None
         self._now = max(self._now, due)
-        return [reader.take_due(due)], self._now
+        return [reader.take_due(self._now)], self._now
 
     def wake(self) -> None:
         """Nothing waits here."""
@@ -104,6 +110,10 @@ class WallClock:
                 arrived += reader.take_ready()
         return frames, self._moment(frames)
 
+    def next_token(self) -> int:
+        """When the next token is spoken, for a model that takes no frames over while it speaks: they wait."""
+        return self._moment([])
+
     def watch(self, until: int | None, interrupted: Callable[[], bool]) -> Arrivals | None:
         """Waits in silence for frames: none once `until` has come or `interrupted()` is true, `None` at the end."""
         [reader] = self.readers
@@ -143,6 +153,41 @@ class WallClock:
         # A frame's takeover must come after the step before it, or a replay could not tell which step saw it first.
         self._earliest = max(self._time(), self._earliest + int(any(frames)))
         return self._earliest
+
+
+def open_clock(
+    streams: list,
+    states: list,
+    encode: Callable,
+    device_type: str,
+    fps: float | None = None,
+    tokens_per_second: float | None = None,
+    backpressure: str = "block",
+    frame_timeout: float = 30.0,
+) -> Any:
+    """The clock that shows frames to streams; the last four arguments are those of `generate`.
+
+    Args:
+        streams: an iterable of frames for each stream.
+        states: the [`StreamState`] of each.
+        encode: `encode(frames, vision_cache) -> ready frames, vision_cache`.
+        device_type: where encoding runs, for autocast.
+
+    Returns:
+        A [`SimulatedClock`] or, without `tokens_per_second`, a [`WallClock`].
+
+    Raises:
+        ValueError: if an argument is out of range.
+    """
+    if tokens_per_second is not None and not tokens_per_second > 0:
+        raise ValueError(f"tokens_per_second={tokens_per_second} must be positive, or None for the wall clock")
+    if backpressure not in BACKPRESSURE:
+        raise ValueError(f"backpressure={backpressure!r} must be one of {', '.join(BACKPRESSURE)}")
+    readers = [
+        FrameReader(FrameSource(stream, fps, state), state, encode, backpressure, device_type, frame_timeout)
+        for stream, state in zip(streams, states, strict=True)
+    ]
+    return WallClock(readers) if tokens_per_second is None else SimulatedClock(readers, tokens_per_second)
 
 
 def _take_all(readers: list[FrameReader], take: Callable) -> list[list[ReadyFrame]]:

@@ -13,8 +13,8 @@ from transformers.generation import GenerateDecoderOnlyOutput
 
 from .cache_static_streamchat import StaticStreamingCache
 from .cache_streamchat import ReadyFrame, StreamingCache, StreamingCacheMixin
-from .clock_streamchat import SimulatedClock, WallClock
-from .reader_streamchat import BACKPRESSURE, ENCODE_CHUNK, FrameReader, FrameSource, StreamingError
+from .clock_streamchat import open_clock
+from .reader_streamchat import ENCODE_CHUNK, StreamingError
 from .timeline_streamchat import NEVER, to_milliseconds
 
 
@@ -342,18 +342,15 @@ class StreamingGenerationMixin(GenerationMixin):
             if output is None and feed.streamer is not None:
                 feed.streamer.end()  # or whoever reads from it would wait for ever
 
-    def open_clock(
-        self,
-        frames,
-        cache: StreamingCache,
-        fps: float | None = None,
-        tokens_per_second: float | None = None,
-        backpressure: str = "block",
-        frame_timeout: float = 30.0,
-    ) -> Any:
-        """The clock that shows frames to the streams of a cache; arguments are those of [`generate`].
+    def open_clock(self, frames, cache: StreamingCache, *how, **more) -> Any:
+        """The clock that shows frames to the streams of a cache.
 
         `generate(frames=clock)` uses it for one turn and leaves it open, so that frames may be shown between turns.
+
+        Args:
+            frames: as in [`generate`]; `None`: none come.
+            cache: the conversation's state.
+            *how, **more: `fps`, `tokens_per_second`, `backpressure` and `frame_timeout` as in [`generate`].
 
         Returns:
             A [`SimulatedClock`] or, without `tokens_per_second`, a [`WallClock`].
@@ -361,10 +358,6 @@ class StreamingGenerationMixin(GenerationMixin):
         Raises:
             ValueError: if there are not as many streams of frames as the cache has, or an argument is out of range.
         """
-        if tokens_per_second is not None and not tokens_per_second > 0:
-            raise ValueError(f"tokens_per_second={tokens_per_second} must be positive, or None for the wall clock")
-        if backpressure not in BACKPRESSURE:
-            raise ValueError(f"backpressure={backpressure!r} must be one of {', '.join(BACKPRESSURE)}")
         if frames is None:
             frames = [iter(()) for _ in cache.streams]
         batch = isinstance(frames, list) and frames and all(hasattr(item, "__next__") for item in frames)
@@ -373,14 +366,7 @@ class StreamingGenerationMixin(GenerationMixin):
             raise ValueError(
                 f"{len(streams)} streams of frames for {len(cache.streams)} rows: give one stream per row"
             )
-        device = self._frame_device.type
-        readers = [
-            FrameReader(
-                FrameSource(stream, fps, state), state, self.encode_frames, backpressure, device, frame_timeout
-            )
-            for stream, state in zip(streams, cache.streams, strict=True)
-        ]
-        return WallClock(readers) if tokens_per_second is None else SimulatedClock(readers, tokens_per_second)
+        return open_clock(streams, cache.streams, self.encode_frames, self._frame_device.type, *how, **more)
 
     def _end_ids(self, generation_config, kwargs: dict) -> set[int]:
         ids = getattr(generation_config, "eos_token_id", None)

@@ -69,7 +69,7 @@ class FrameSource:
             frame = self._state.waiting.popleft()
             if self.live and now is not None and frame[0] > now() / 1000:
                 # It came after the last token, where the clock goes on: there it can only be from now.
-                frame = frame._replace(t_sec=now() / 1000) if hasattr(frame, "keys") else (now() / 1000, frame[1])
+                frame = frame._replace(t_sec=now() / 1000) if _is_ready(frame) else (now() / 1000, frame[1])
             return frame
         self.pulling, self.pulling_since = threading.current_thread(), time.monotonic()
         try:
@@ -224,7 +224,7 @@ class FrameReader:
 
     def _encode_now(self, frames: list) -> list[ReadyFrame]:
         # Frames that waited since the last call may have been encoded then; they come first.
-        ready, raw = [f for f in frames if hasattr(f, "keys")], [f for f in frames if not hasattr(f, "keys")]
+        ready, raw = [f for f in frames if _is_ready(f)], [f for f in frames if not _is_ready(f)]
         if raw:
             try:
                 encoded, self.state.vision_cache = self.encode(raw, self.state.vision_cache)
@@ -388,6 +388,11 @@ class FrameReader:
                 stage()
 
         return run
+
+
+def _is_ready(frame) -> bool:
+    """Whether a frame has been encoded; pixels come as a plain tuple."""
+    return getattr(frame, "is_ready", False)
 
 
 class StreamTime:

@@ -18,7 +18,7 @@ from .frames_streamchat import read_images, to_image_tensor
 # The frame time of padding: later than any token, so that nothing attends to it.
 NEVER = torch.iinfo(torch.int64).max
 MODES = {PILImageResampling.BILINEAR: "bilinear", PILImageResampling.BICUBIC: "bicubic"}
-NOT_DONE = ("do_center_crop", "do_pad", "crop_size", "data_format", "input_data_format")
+NOT_DONE = ("do_center_crop", "crop_size", "data_format", "input_data_format")
 
 
 class StreamFormerVideoProcessorKwargs(VideosKwargs, total=False):  # type: ignore[call-arg]
@@ -38,6 +38,9 @@ class StreamFormerVideoProcessor(BaseVideoProcessor):
     taken evenly; images without times are taken to be `fps` per second. Frames are processed one at a time as they
     are decoded, so memory holds only small ones, and a stream's pixels equal a whole clip's to the last bit.
 
+    With `do_pad=True` frames keep their shape: resized until they fit into `size`, the shorter side to an even number
+    of pixels, and centred on black, as VideoLLM-online's were by FFmpeg.
+
     Example:
     ```python
     clip = StreamFormerVideoProcessor()("kitchen.mp4", fps=2)
@@ -50,6 +53,7 @@ class StreamFormerVideoProcessor(BaseVideoProcessor):
     size = {"height": 224, "width": 224}
     default_to_square = True
     do_resize = True
+    do_pad = False
     do_rescale = True
     rescale_factor = 1 / 255
     do_normalize = True
@@ -70,7 +74,7 @@ class StreamFormerVideoProcessor(BaseVideoProcessor):
             videos: a clip, or a list of clips; an array with five dimensions is a batch, a list of images is one
                 clip, a single image is a clip of one frame at time 0.
             **kwargs: the class's attributes, for this call: `fps` or `num_frames` or `do_sample_frames=False` (every
-                frame), `max_frames`, `size`, `do_resize`, `do_rescale`, `rescale_factor`, `do_normalize`,
+                frame), `max_frames`, `size`, `do_resize`, `do_pad`, `do_rescale`, `rescale_factor`, `do_normalize`,
                 `image_mean`, `image_std`, `resample`, `device`; `video_metadata`, one per clip, whose `fps` and
                 `frames_indices` give times to arrays; `return_metadata`; `return_tensors` (`"pt"` or `"np"`; tensors
                 in any case).
@@ -119,7 +123,9 @@ class StreamFormerVideoProcessor(BaseVideoProcessor):
         return self._prepare(to_image_tensor(image), options)
 
     def _prepare(self, image: torch.Tensor, options: dict) -> torch.Tensor:
-        if options["do_resize"]:
+        if options["do_resize"] and options["do_pad"]:
+            image = self.fit(image, options["size"], options["resample"])
+        elif options["do_resize"]:
             image = self.resize(image, options["size"], options["resample"])
         if options["device"] is not None:
             image = image.to(options["device"])
@@ -167,8 +173,7 @@ class StreamFormerVideoProcessor(BaseVideoProcessor):
         Raises:
             ValueError: unless `size` is a height and a width, and `resample` bicubic (the default) or bilinear.
         """
-        if not (size.height and size.width):
-            raise ValueError(f"size must give a height and a width, not {size}")
+        target = _target(size)
         resample = PILImageResampling.BICUBIC if resample is None else resample
         if resample not in MODES:
             raise ValueError(f"resample must be bicubic or bilinear, not {resample}")
@@ -177,9 +182,26 @@ class StreamFormerVideoProcessor(BaseVideoProcessor):
             # Torch resizes integers on the CPU only, and there in this layout ten times as fast as float32. Like PIL
             # it rounds between its two passes, as float32 would not: wherever an image is, it is resized here.
             flat = flat.cpu().contiguous(memory_format=torch.channels_last)
-        target = (size.height, size.width)
         flat = torch.nn.functional.interpolate(flat, target, mode=MODES[resample], antialias=True).to(image.device)
         return flat.reshape(*image.shape[:-2], *target)
+
+    def fit(
+        self, image: torch.Tensor, size: SizeDict, resample: PILImageResampling | int | None = None
+    ) -> torch.Tensor:
+        """Resizes `(..., channels, height, width)` without distorting it, and centres it on black of `size`.
+
+        Raises:
+            ValueError: as `resize`.
+        """
+        height, width = image.shape[-2:]
+        target_height, target_width = _target(size)
+        scale = min(target_height / height, target_width / width)
+        inner_height = _fitting(height * scale, target_height)
+        inner_width = _fitting(width * scale, target_width)
+        image = self.resize(image, SizeDict(height=inner_height, width=inner_width), resample)
+        left, top = (target_width - inner_width) // 2, (target_height - inner_height) // 2
+        borders = (left, target_width - inner_width - left, top, target_height - inner_height - top)
+        return torch.nn.functional.pad(image, borders)
 
     def normalize(
         self, image: torch.Tensor, mean: float | Iterable[float], std: float | Iterable[float], **kwargs
@@ -224,6 +246,17 @@ class StreamFormerVideoProcessor(BaseVideoProcessor):
         wanted = set(metadata.frames_indices)
         frames = {i: load() for i, (_, load) in enumerate(read_images(video_url_or_urls)) if i in wanted}
         return torch.stack([frames[i] for i in metadata.frames_indices]).permute(0, 2, 3, 1).numpy(), metadata
+
+
+def _target(size: SizeDict) -> tuple[int, int]:
+    if not (size.height and size.width):
+        raise ValueError(f"size must give a height and a width, not {size}")
+    return size.height, size.width
+
+
+def _fitting(side: float, limit: int) -> int:
+    """A side in pixels: the limit if it reaches that far, else even, as FFmpeg's `scale=-2` rounds."""
+    return limit if round(side) == limit else max(2, 2 * round(side / 2))
 
 
 def as_clips(videos: Any) -> list:

@@ -41,8 +41,8 @@ class ResponseStarted:
     """An answer begins.
 
     Attributes:
-        question: What was asked.
-        time: When it was asked.
+        question: What was asked; empty if the model speaks first.
+        time: When it was asked, or when the model began.
     """
 
     question: str

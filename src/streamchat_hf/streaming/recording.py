@@ -212,6 +212,11 @@ class RecordedClock:
         """Whether the answer said no more then."""
         return not self._events or self._events[0]["kind"] != "token"
 
+    @property
+    def over(self) -> bool:
+        """Whether nothing more happened then."""
+        return not self._events
+
     def now(self) -> int:
         """Time of the last event, in milliseconds."""
         return self._now
@@ -226,6 +231,10 @@ class RecordedClock:
     def next_step(self) -> tuple[list[list], int]:
         """Frames and time of the next token that was spoken."""
         return self._take(self._events.popleft())
+
+    def next_token(self) -> int:
+        """Time of the next token that was spoken, without frames; now, if none was."""
+        return self._now if self.answer_over else self.next_step()[1]
 
     def watch(self, until: int | None, interrupted: Callable[[], bool]) -> tuple[list[list], int] | None:
         """The next frames that were seen in silence; none when a question follows, `None` at the end."""

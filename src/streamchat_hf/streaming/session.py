@@ -1,7 +1,7 @@
 """A session: one model watches one stream for as long as it lasts, and is asked whenever somebody wants to know.
 
-source ─► clock (frames when they are due) ─► refresh_visual ─► FrameSeen, Silence
-ask() ──► conversation (template, tokens)  ─► generate(frames=clock) ─► ResponseStarted, Token ..., ResponseEnded
+source ─► clock (frames when they are due) ─► talker.watch ─► FrameSeen, Silence
+ask() ─────────────────────────────────────► talker.speak ─► ResponseStarted, Token ..., ResponseEnded
 """
 
 import asyncio
@@ -14,21 +14,18 @@ from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
-from transformers import StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from streamchat_hf.streaming.answer import Answer
-from streamchat_hf.streaming.conversation import Conversation
 from streamchat_hf.streaming.events import Event, FrameSeen, ResponseEnded, ResponseStarted, Silence, Token
 from streamchat_hf.streaming.handover import Handover
 from streamchat_hf.streaming.recording import RecordedClock, Recorder, Recording
 from streamchat_hf.streaming.statistics import SessionStatistics, Tally, spread
+from streamchat_hf.streaming.talker import NobodyListens, choose_policy, open_talker
 from streamchat_hf.streaming.words import SpokenWord, TextPieces, spoken_words
 
 # A stream that watches itself for stalls knows best what has happened: it is waited for a little longer, in seconds.
 GRACE = 5.0
-# When to speak. Speaking first is for models that have learnt when.
-POLICIES = ("on-question",)
 # Seconds that a source may take to let go of the session when it is closed.
 PATIENCE = 0.25
 # Arguments of `generate` that are the session's own.
@@ -46,39 +43,37 @@ class _Question(NamedTuple):
     asked: float  # by the process's own clock, for the latency
 
 
-class _Closed(Exception):
-    """Nobody takes the token any more: it is not said."""
-
-
 class StreamingSession:
-    """Watches a stream, answers questions about it, and tells what happens as events.
+    """Watches a stream, talks about it, and tells what happens as events.
 
     Iterate over it, plainly or with `async for`. It goes on while the next event is wanted: time and a live source run
     on meanwhile, but nothing is said that nobody reads. It ends when the source has ended and nothing is left to
     answer, at `close()`, or with the error of its source.
 
     Args:
-        model: A StreamChat.
+        model: A StreamChat or a VideoLLM-online.
         processor: Its processor.
         source: What `processor.stream` takes, or what it returns; an iterator of frames that are ready for the model,
             as `generate` takes them; or a [`Recording`]. Without any frame, questions are answered without video.
         fps: Frames per second to look at; `None` for all. Of an iterator: the rate of frames without times.
-        policy: When to speak: `"on-question"`.
+        policy: When to speak: `"on-question"`, or `"streaming-eos"`, also when a frame says so, which only some models
+            have learnt. `None`: as the model has.
         tokens_per_second: Speed of a simulated clock, under which a session is the same on every machine. `None`: the
             wall clock, which begins to run with the first event.
         backpressure: What happens under the wall clock when frames come faster than they are encoded: `"latest"` keeps
             the newest alone, `"drop_oldest"` keeps a queue, `"block"` holds the source up.
         max_new_tokens: Where an answer is cut if it does not end by itself.
         system: The system prompt.
-        max_text_tokens: Text kept in the cache. Before a question whose answer might not fit, the oldest turns are
-            forgotten, but not the system prompt.
+        max_text_tokens: Text kept in the cache, with the frames among it; the oldest turns are forgotten when no more
+            fits, but not the system prompt. `None`: 4096, or what a model is made for that reads frames as text.
         record: A folder to write a [`Recording`] into.
         frame_timeout: Seconds that the source may take for one frame under the wall clock.
         **generate_kwargs: More for `generate`, such as `do_sample`. `cache_implementation="static"` has room for
             `max_text_tokens`; stopping criteria of one's own end an answer, too.
 
     Attributes:
-        cache: The [`StreamingCache`], or a static one. To be touched between events only.
+        policy: When it speaks.
+        cache: The model's cache. To be touched between events only.
         messages: The conversation as far as it is remembered, with exactly what was delivered.
 
     Raises:
@@ -96,34 +91,27 @@ class StreamingSession:
         source: Any,
         *,
         fps: float | None = None,
-        policy: str = "on-question",
+        policy: str | None = None,
         tokens_per_second: float | None = None,
         backpressure: str = "latest",
         max_new_tokens: int = 256,
         system: str | None = None,
-        max_text_tokens: int = 4096,
+        max_text_tokens: int | None = None,
         record: Any = None,
         frame_timeout: float = 30.0,
         **generate_kwargs: Any,
     ):
-        if policy not in POLICIES:
-            raise ValueError(f"policy={policy!r} must be one of {', '.join(POLICIES)}")
-        if not 0 < max_new_tokens < max_text_tokens:
-            raise ValueError(f"max_new_tokens={max_new_tokens} must be positive and leave room in {max_text_tokens=}")
         if fps is not None and not (math.isfinite(fps) and fps > 0):
             raise ValueError(f"fps must be a positive number, not {fps}")
         if own := [name for name in generate_kwargs if name in OWN_ARGUMENTS]:
             raise TypeError(f"{', '.join(own)}: the session says itself what `generate` is to know of it")
-        is_static = generate_kwargs.get("cache_implementation") == "static"
-        self.cache = model.new_cache(1, max_text_tokens if is_static else None)
-        self._model, self._processor = model, processor
-        self._conversation = Conversation(processor, system)
-        self._max_new_tokens, self._max_text_tokens = max_new_tokens, max_text_tokens
-        self._criteria = list(generate_kwargs.pop("stopping_criteria", None) or [])
-        self._generate_kwargs = generate_kwargs
+        self.policy = choose_policy(model, policy)
+        options = (system, max_new_tokens, max_text_tokens, generate_kwargs)
+        self._talker = open_talker(model, processor, self.policy, *options)
+        self.cache = self._talker.cache
+        self._tokenizer, self._max_new_tokens = processor.tokenizer, max_new_tokens
         self._tally = Tally()
         self._questions: list[_Question] = []
-        self._turn_tokens: list[int] = []  # of each remembered turn, without the system prompt
         self._lock = threading.Lock()
         self._ended_at: int | None = None  # milliseconds; nothing can be asked any more
         self._stopped = False  # whether the answer was, by us
@@ -150,7 +138,7 @@ class StreamingSession:
     @property
     def messages(self) -> list[dict[str, str]]:
         """The conversation as far as it is remembered."""
-        return list(self._conversation.messages)
+        return self._talker.messages
 
     def ask(self, question: str, at: float | None = None) -> None:
         """Asks, from any thread. An answer under way stops after the current token.
@@ -235,12 +223,12 @@ class StreamingSession:
                 while not self._events.closed:
                     question = self._take_question()
                     if question is not None:
-                        self._answer(question, emit)
+                        self._answer(question, max(self._clock.now(), self.cache.clock), emit)
                     elif not self._watch(emit) and self._end(unless_asked=True):
                         break
         except Exception as error:
             if getattr(error, "partial", self) is None:  # a StreamingError in silence, of whatever module
-                error.partial = self.cache.said  # type: ignore[attr-defined]
+                error.partial = self._talker.said  # type: ignore[attr-defined]
             raise
         finally:
             self._end()
@@ -299,11 +287,14 @@ class StreamingSession:
             return False
         [frames], now = arrivals
         if frames:
-            self._model.refresh_visual(self.cache, frames)
+            speaks = self._talker.watch(frames)
             self._see([frame.t_sec for frame in frames], now / 1000, emit)
             if self._recorder is not None:
                 self._recorder.watched(now / 1000, [frame.t_sec for frame in frames])
-            emit(Silence(now / 1000))
+            if speaks and not (self._is_replay and self._clock.over):  # or it was closed before the first word
+                self._answer(None, now, emit)
+            else:
+                emit(Silence(now / 1000))
         return True
 
     def _see(self, frame_times: list[float], now: float, emit: Emit) -> None:
@@ -311,57 +302,22 @@ class StreamingSession:
             self._tally.frame_ages.append(now - t_sec)
             emit(FrameSeen(t_sec, now))
 
-    def _answer(self, question: _Question, emit: Emit) -> None:
-        start = max(self._clock.now(), self.cache.clock)
-        prompt = self._conversation.ask(question.text)
-        self._make_room(len(prompt) + self._max_new_tokens)
-        if self._recorder is not None:
-            self._recorder.question(question.text, start / 1000)
-        emit(ResponseStarted(question.text, start / 1000))
-        telling = _Telling(self, emit, question.asked)
-        try:
-            self._speak(prompt, start, telling)
-        finally:
-            if telling.ids:
-                self._conversation.answered(telling.text, telling.ids)
-        self._turn_tokens.append(self.cache.said.shape[1] - self._conversation.system_tokens - sum(self._turn_tokens))
+    def _answer(self, question: _Question | None, start: int, emit: Emit) -> None:
+        """Answers a question, or says without one what there is to say, from `start` on in milliseconds."""
+        text = "" if question is None else question.text
+        if question is not None:
+            self._talker.ask(text)
+            if self._recorder is not None:
+                self._recorder.question(text, start / 1000)
+        emit(ResponseStarted(text, start / 1000))
+        telling = _Telling(self, emit, clock.monotonic() if question is None else question.asked)
+        self._stopped = False
+        self._talker.speak(start, self._clock, telling)
         if telling.ids:
             self._tally.turns += 1
             ids, times, frame_times = telling.ids, telling.times, telling.frame_times
-            answer = Answer(question.text, start / 1000, telling.words, ids, times, frame_times)
+            answer = Answer(text, start / 1000, telling.words, ids, times, frame_times)
             emit(ResponseEnded(answer, self._why_ended(ids)))
-
-    def _speak(self, prompt: list[int], start: int, telling: "_Telling") -> None:
-        device = self._model.device
-        said = torch.empty(1, 0, dtype=torch.long) if self.cache.said is None else self.cache.said.cpu()
-        conversation = torch.cat((said, torch.tensor([prompt])), dim=1).to(device)
-        self._stopped = False
-        with suppress(_Closed):
-            self._model.generate(
-                conversation,
-                attention_mask=torch.ones_like(conversation),
-                past_key_values=self.cache,
-                frames=self._clock,
-                start_time=start / 1000,
-                max_new_tokens=self._max_new_tokens,
-                streamer=telling,
-                stopping_criteria=StoppingCriteriaList([telling.spoke, *self._criteria]),
-                **self._generate_kwargs,
-            )
-
-    def _make_room(self, tokens: int) -> None:
-        """Forgets the oldest turns until so many tokens fit into the text cache."""
-        if any(self.cache.is_sliding):  # the text model forgets by itself
-            return
-        while (
-            self._turn_tokens
-            and sum(self._turn_tokens) + self._conversation.system_tokens + tokens > self._max_text_tokens
-        ):
-            begin = self._conversation.system_tokens
-            # The last token of the newest turn may have been spoken only: it is read with the next prompt.
-            end = min(begin + self._turn_tokens.pop(0), int(self.cache.get_seq_length()))
-            self.cache.forget_text(begin, end)
-            self._conversation.forget_oldest()
 
     def _has_said_enough(self) -> bool:
         """Whether a question, `close()` or the end of a recorded answer stops the answer under way."""
@@ -369,10 +325,7 @@ class StreamingSession:
         return self._stopped
 
     def _why_ended(self, ids: list[int]) -> Literal["end", "length", "interrupted"]:
-        own = self._model.generation_config.eos_token_id
-        given = getattr(self._generate_kwargs.get("generation_config"), "eos_token_id", None)
-        end = self._generate_kwargs.get("eos_token_id", own if given is None else given)
-        if end is not None and ids[-1] in torch.as_tensor(end).flatten().tolist():
+        if ids[-1] in self._talker.ends:
             return "end"
         if len(ids) == self._max_new_tokens:
             return "length"
@@ -385,7 +338,7 @@ def _autocast_of_caller(device: str) -> torch.autocast:
 
 
 class _Telling(BaseStreamer):
-    """Turns what `generate` says into events.
+    """Turns what a talker says into events.
 
     A token is told by a stopping criterion, not by `put`: that comes after the criteria have decided, and whoever
     hears a token may stop the answer with it.
@@ -396,7 +349,7 @@ class _Telling(BaseStreamer):
         self.ids: list[int] = []
         self.times: list[float] = []
         self.frame_times: list[float] = []
-        self.tokenizer = session._processor.tokenizer
+        self.tokenizer = session._tokenizer
         self._pieces = TextPieces(self.tokenizer)
         self._session, self._emit = session, emit
         self._tally, self._recorder = session._tally, session._recorder
@@ -424,7 +377,7 @@ class _Telling(BaseStreamer):
         self._tally.tokens += 1
         if not self._emit(Token(token, piece, time, frame_time)):
             self._tally.tokens -= 1
-            raise _Closed
+            raise NobodyListens
         (self._tally.step_seconds if self.ids else self._tally.latencies).append(seconds)
         if not math.isnan(age):
             self._tally.token_frame_ages.append(age)

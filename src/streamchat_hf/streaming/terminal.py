@@ -112,6 +112,8 @@ class Chat:
             self.ask(question)
 
     def _all_is_said(self) -> bool:
+        if self._session.policy != "on-question":  # it may say more as long as there is something to see
+            return False
         # Who asks nothing here watches a recording, which asks by itself.
         no_more = self._lines.ended if self._lines is not None else self._asked > 0
         return no_more and len(self.answers) >= self._asked
