@@ -1,10 +1,10 @@
 """Which tasks need time, and which tasks help which: tables 4 and 5 of StreamFormer in miniature, on StreamWorld.
 
     python benchmarks/streamformer_tasks.py --seeds 0 1 2 --json benchmarks/streamformer_tasks.json
-    python benchmarks/streamformer_tasks.py --render benchmarks/streamformer_tasks.json
+    python benchmarks/render_streamformer_tasks.py
 
 Every variant is trained by `recipes/streamformer/tiny_multitask.yaml`, once per seed, and measured on held-out worlds,
-on all six tasks. What is finished in `--runs` is not trained again.
+on all six tasks. What is finished in `--runs` is not trained again, and rows of earlier calls stay in the JSON.
 """
 
 import argparse
@@ -83,34 +83,45 @@ def verdict(rows: list[dict]) -> dict[str, dict]:
 
 def table(rows: list[dict]) -> str:
     """All variants as a Markdown table, mean ± standard deviation over seeds, in per cent."""
-    header = ["trained on", *(f"{task.replace('_', ' ')} ({METRICS[task].replace('_', ' ')})" for task in TASKS)]
-    lines = [header, ["---"] + ["---:"] * len(TASKS)]
+    header = [
+        "trained on",
+        "seeds",
+        *(f"{task.replace('_', ' ')} ({METRICS[task].replace('_', ' ')})" for task in TASKS),
+    ]
+    lines = [header, ["---"] + ["---:"] * (len(TASKS) + 1)]
     for variant in dict.fromkeys(row["variant"] for row in rows):
-        cells = ["{:.1f} ± {:.1f}".format(*(100 * value for value in spread(rows, variant, task))) for task in TASKS]
-        lines.append([variant if "tasks" in VARIANTS[variant] else f"all six, {variant}", *cells])
-    seeds = len({row["seed"] for row in rows})
+        seeds = len({row["seed"] for row in rows if row["variant"] == variant})
+        spreads = [spread(rows, variant, task) for task in TASKS]
+        cells = [f"{100 * mean:.1f}" + f" ± {100 * deviation:.1f}" * (seeds > 1) for mean, deviation in spreads]
+        lines.append([variant if "tasks" in VARIANTS[variant] else f"all six, {variant}", str(seeds), *cells])
     steps = ", ".join(str(count) for count in sorted({row["steps"] for row in rows}))
     body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"{body}\n\nSeeds: {seeds}. Steps: {steps}."
+    return f"{body}\n\nSteps: {steps}."
+
+
+def earlier_rows(options: argparse.Namespace) -> list[dict]:
+    """What the JSON holds of earlier calls with the same recipe, and this one does not run."""
+    if options.json is None or not options.json.is_file():
+        return []
+    earlier = json.loads(options.json.read_text())
+    rows = earlier["rows"] if earlier["set"] == options.set else []
+    return [row for row in rows if row["seed"] not in options.seeds or row["variant"] not in options.variants]
 
 
 def main() -> None:
-    """Runs, or renders what was run."""
+    """Runs what has not been run yet and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--set", type=yaml.safe_load, default={}, help="fields of the recipe, such as {max_steps: 20}")
     parser.add_argument("--runs", type=Path, default=Path("runs/streamformer_tasks"))
-    parser.add_argument("--json", type=Path, help="where the rows go, after every run")
-    parser.add_argument("--render", type=Path, help="print the table of such a file and do nothing else")
+    parser.add_argument("--json", type=Path, help="where the rows go, after every run, beside those of earlier calls")
     options = parser.parse_args()
-    if options.render:
-        print(table(json.loads(options.render.read_text())["rows"]))
-        return
-    rows = []
+    rows = earlier_rows(options)
     for seed in options.seeds:
         for variant in options.variants:
             rows.append(run(variant, seed, options.runs, options.set))
+            rows.sort(key=lambda row: (list(VARIANTS).index(row["variant"]), row["seed"]))
             result: dict = {"recipe": RECIPE, "set": options.set, "rows": rows}
             if {"causal", "image only"} <= {row["variant"] for row in rows}:
                 result["verdict"] = verdict(rows)

@@ -12,9 +12,11 @@ import torch
 from safetensors.torch import load_file
 from trl import ModelConfig
 
+import hub_live_script
 import hub_script
 import remote_code_script
 from hub_double import Fault, HubDouble
+from live_loop_helpers import live_model, live_processor
 from streamchat_helpers import tiny_model
 from streamchat_hf import (
     StreamChatForConditionalGeneration,
@@ -27,7 +29,8 @@ from training_runs import small_model, write_recipe, write_rows
 
 TESTS = Path(__file__).parent
 ROOMS = [TESTS.parent / "src" / "streamchat_hf" / room for room in ("modeling", "processing")]
-CODE = {path.name for room in ROOMS for path in room.glob("*.py")} - {"__init__.py"}
+ALL_CODE = {path.name for room in ROOMS for path in room.glob("*.py")} - {"__init__.py"}
+CODE = {name for name in ALL_CODE if not name.endswith("_videollm_online.py")}
 STREAMCHAT = {
     ".gitattributes",
     "README.md",
@@ -59,6 +62,7 @@ from streamchat_hf import StreamChatForConditionalGeneration, StreamChatProcesso
 StreamChatForConditionalGeneration.from_pretrained({folder!r}).push_to_hub({repo!r})
 StreamChatProcessor.from_pretrained({folder!r}).push_to_hub({repo!r})
 """
+LIVE_PUSH = PUSH.replace("StreamChat", "VideoLLMOnline")
 HIDDEN = f"""
 import sys
 sys.path.insert(0, {str(TESTS)!r})
@@ -175,6 +179,28 @@ def test_a_model_and_a_processor_that_are_pushed_load_where_the_package_is_not(h
     push(hub, tmp_path / "one", source, f"me/{which}")
     assert_publishable(hub, f"me/{which}", STREAMCHAT, tmp_path, checkpoint)
     assert_loads(hub, tmp_path / "two", f"me/{which}", source)
+
+
+@pytest.mark.slow
+def test_a_model_that_speaks_by_itself_loads_where_the_package_is_not(hub, tmp_path):
+    processor = live_processor()
+    model = live_model(processor)
+    model.save_pretrained(tmp_path / "live")
+    processor.save_pretrained(tmp_path / "live")
+    run(hub, tmp_path / "one", "-c", LIVE_PUSH.format(folder=str(tmp_path / "live"), repo="me/live"))
+    code = {name for name in hub.files("me/live") if name.endswith(".py")}
+    assert {name for name in ALL_CODE if name.endswith("_videollm_online.py")} <= code < ALL_CODE
+    assert_publishable(hub, "me/live", (STREAMCHAT - CODE) | code, tmp_path)
+    responses, expected = hub_live_script.watch(model.eval(), processor)
+    assert responses
+    for environment in ({}, {"HF_HUB_OFFLINE": "1"}):
+        asked = len(hub.requests)
+        result, tensors = load(hub, tmp_path / "two", "hub_live_script.py", "me/live", **environment)
+        assert (len(hub.requests) == asked) == bool(environment)
+        assert result["responses"] == [list(response) for response in responses]
+        torch.testing.assert_close(tensors["logits"], expected, rtol=1e-5, atol=1e-5)
+        assert result["tuned"] == result["again"]
+        assert set(result["files"]) >= code
 
 
 @pytest.mark.slow

@@ -143,6 +143,33 @@ def _print_streamformer_cost(console: Console, result: dict[str, Any], judge: bo
     console.print(memory)
 
 
+@bench_app.command("videollm-online")
+@one_line_errors
+def bench_videollm_online(
+    repeats: Annotated[int, typer.Option(help="How often a silent frame is timed.")] = 9,
+    small: Annotated[bool, typer.Option("--small", help="A tiny model, in seconds; its times mean nothing.")] = False,
+    json_file: JsonOption = None,
+) -> None:
+    """What watching costs a model that chooses when to speak: a silent frame, and five minutes by each method."""
+    from streamchat_hf.evaluation import videollm_online_cost
+
+    check_folders(json_file)
+    console = Console(highlight=False)
+    size = videollm_online_cost.SMALL if small else videollm_online_cost.BASE
+    result = videollm_online_cost.measure_live_cost(size, repeats, progress=console.is_terminal)
+    write_json(json_file, result)
+    silent = Table("frames seen", "tokens held", "CPU ms", title="A silent frame", title_justify="left")
+    for row in result["silent_frame"]:
+        silent.add_row(str(row["frames_seen"]), str(row["tokens"]), f"{1000 * row['cpu_seconds']:.1f}")
+    title = f"{size.frames} frames, an answer every {size.every}"
+    methods = Table("method", "tokens held", "cache, MiB", "frames a second", title=title, title_justify="left")
+    for row in result["methods"]:
+        held, rate = f"{row['cache_bytes'] / 2**20:.1f}", f"{row['frames_per_second']:.1f}"
+        methods.add_row(row["method"], str(row["tokens"]), held, rate)
+    for table in (silent, methods):
+        console.print(table)
+
+
 def _ratio_table(ratios: dict[str, Any], result: dict[str, Any], judge: bool) -> Table:
     """Every ratio beside its bound and, if it is to be judged by it, the verdict, and both medians."""
     from streamchat_hf.evaluation.timing import median_seconds

@@ -54,6 +54,14 @@ def main(words: Sequence[str] | None = None) -> Path:
         from streamchat_hf.training.multitask_trainer import train as train_multitask
 
         return train_multitask(recipe, overrides)
+    if trainer == "online_detection":
+        from streamchat_hf.training.online_detection import train as train_online_detection
+
+        return train_online_detection(recipe, overrides)
+    if trainer == "live":
+        from streamchat_hf.training.live import train as train_live
+
+        return train_live(recipe, overrides)
     if trainer == "streamworld":
         from streamchat_hf.training.streamworld import train as train_streamworld
 
@@ -62,7 +70,7 @@ def main(words: Sequence[str] | None = None) -> Path:
         parser.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True)
         options = parser.parse_args(overrides)
         return train_streamworld(recipe, options.output_dir, resume=options.resume)
-    raise ValueError(f"{recipe}: trainer {trainer!r} must be sft, multitask or streamworld")
+    raise ValueError(f"{recipe}: trainer {trainer!r} must be sft, multitask, online_detection, live or streamworld")
 
 
 if __name__ == "__main__":
