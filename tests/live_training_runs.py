@@ -1,6 +1,7 @@
 """Small recipes and models for VideoLLM-online on StreamWorld."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import yaml
 from streamchat_hf import VideoLLMOnlineConfig, VideoLLMOnlineForConditionalGeneration, VideoLLMOnlineProcessor
 from streamchat_hf.data.live_streamworld import build_live_tokenizer
 from streamchat_hf.processing.video_processing_streamformer import StreamFormerVideoProcessor
+from streamchat_hf.training.live import LiveTrainer, build_trainer, load_recipe
 from videollm_online_helpers import VISION
 
 TEXT = {
@@ -57,6 +59,11 @@ def write_recipe(folder: Path, name: str = "recipe", **changes: Any) -> Path:
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(recipe))
     return path
+
+
+def trainer_of(folder: Path, name: str = "recipe", words: Sequence[str] = (), **changes: Any) -> LiveTrainer:
+    """A trainer of such a recipe, ready to train."""
+    return build_trainer(*load_recipe(write_recipe(folder, name, **changes), words))
 
 
 def log_of(final: Path) -> dict[str, Any]:

@@ -9,21 +9,16 @@ import torch
 from transformers import AutoModel, AutoProcessor
 
 import video_files
-from live_training_runs import TEXT, log_of, losses, source, write_recipe
+from live_training_runs import TEXT, log_of, losses, source, trainer_of, write_recipe
 from streamchat_hf import VideoLLMOnlineForConditionalGeneration
 from streamchat_hf.data.live_streamworld import LiveStreamWorld
 from streamchat_hf.evaluation.videollm_online_alerts import alert_metrics
 from streamchat_hf.training import live
 from streamchat_hf.training.live import build_trainer, load_recipe, train
-from streamchat_hf.training.live_rows import FrozenFeatures, LiveRows, MethodCollator, load_source
+from streamchat_hf.training.live_rows import MethodCollator
 from streamchat_hf.training.sft import NonFiniteError
-from videollm_online_helpers import tiny_model
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "videollm_online"
-
-
-def trainer_of(folder, name="recipe", words=(), **changes):
-    return build_trainer(*load_recipe(write_recipe(folder, name, **changes), words))
 
 
 def weights(path):
@@ -92,20 +87,6 @@ def test_features_are_made_once_and_train_the_same(tmp_path):
         torch.testing.assert_close(value, expected[name], atol=2e-4, rtol=0, msg=name)
 
 
-def test_frozen_features_are_encoded_once_until_the_room_is_full():
-    model = tiny_model().model
-    store = FrozenFeatures(model, bytes_kept=3 * 5 * 16 * 4)
-    calls = []
-
-    def pixels(count):
-        return lambda: calls.append(count) or torch.randn(count, 3, 32, 32)
-
-    first = store.of("a", pixels(3))
-    assert first.shape == (3, 5, 16) and torch.equal(store.of("a", pixels(3)), first) and calls == [3]
-    store.of("b", pixels(1)), store.of("b", pixels(1))
-    assert calls == [3, 1, 1]
-
-
 def test_an_interrupted_run_goes_on_exactly(tmp_path):
     whole = train(write_recipe(tmp_path, "whole", augmentation=True))
     train(write_recipe(tmp_path, "cut", augmentation=True))
@@ -149,56 +130,6 @@ def test_an_adapter_is_merged_and_kept(tmp_path):
     assert not torch.equal(found["model.connector.0.weight"], plain["model.connector.0.weight"])
     assert not torch.equal(*(w["model.language_model.layers.0.self_attn.q_proj.weight"] for w in (found, plain)))
     assert (tmp_path / "recipe" / "adapter" / "adapter_model.safetensors").is_file()
-
-
-@pytest.mark.parametrize("method", ["streaming", "interleaved", "per-frame"])
-def test_each_method_learns_its_own_labels(tmp_path, method):
-    trainer = trainer_of(tmp_path, method=method)
-    config, row = trainer.model.config, trainer.train_dataset[0]
-    sample = trainer.data_collator.sample(row)
-    at_frames = [
-        label
-        for token, label in zip(sample.ids, sample.labels, strict=True)
-        if token == config.v_placeholder_id and label != -100
-    ]
-    answers = sum(m["role"] == "assistant" for m in row["conversation"])
-    silent = sum(int(m["learn"] * (m["num_frames"] - 1) if m["learn"] is True else m["learn"]) for m in streams(row))
-    expected = {"streaming": silent + answers, "interleaved": answers, "per-frame": 0}
-    assert len(at_frames) == expected[method]
-    assert sample.ids.count(config.eos_token_id) == (answers if method != "per-frame" else 8)
-
-
-def streams(row):
-    return [message for message in row["conversation"] if message["role"] == "stream"]
-
-
-def test_a_spoiled_answer_is_another_one_each_time_and_the_same_again(tmp_path):
-    assert [trainer_of(tmp_path, augmentation=on).train_dataset.augmentation for on in (True, False)] == [True, False]
-    source = LiveStreamWorld(6, num_frames=16, kinds={"changes": 1.0})
-    order = torch.arange(6).repeat(3).numpy()
-    first, again = (LiveRows([source], order, augmentation=True, seed=4) for _ in range(2))
-    rows = [first[i]["conversation"] for i in range(18)]
-    assert rows == [again[i]["conversation"] for i in range(18)]
-    assert any(rows[i] != rows[i + 6] for i in range(6))
-    assert rows != [LiveRows([source], order, augmentation=True, seed=5)[i]["conversation"] for i in range(18)]
-
-
-def test_rows_come_from_all_sources_in_order_and_queries_move_with_the_pass(tmp_path):
-    annotations = tmp_path / "dialogues.jsonl"
-    answers = [{"time": time, "text": f"at {time}"} for time in (2.0, 6.0, 9.0)]
-    queries = [{"tense": "now", "text": f"question {k} ?", "answers": answers} for k in range(4)]
-    line = {"video": "a.mp4", "start": 0.0, "end": 12.0, "queries": queries}
-    annotations.write_text("".join(json.dumps({**line, "id": str(k)}) + "\n" for k in range(2)))
-    written = load_source({"name": "dialogues", "path": str(annotations), "folder": "v", "weight": 2}, 2.0, 24)
-    worlds = load_source(source(3), 2.0, None)
-    rows = LiveRows([worlds, written], torch.tensor([0, 1, 2, 3, 4, 3, 3, 4]).numpy())
-    assert [row["media"] for row in (rows[i] for i in range(8))] == [None] * 3 + ["v/a.mp4"] * 5
-    assert rows[0] == worlds[0] and rows[2] == worlds[2]
-    third = rows[3]["conversation"]
-    assert third == rows[3]["conversation"]
-    assert any(rows[i]["conversation"] != third for i in (5, 6))  # 5 and 6 are in the second pass
-    with pytest.raises(ValueError, match="its name must be one of streamworld, dialogues"):
-        load_source({"name": "ego4d"}, 2.0, None)
 
 
 def test_a_video_is_trained_on(tmp_path):
