@@ -8,6 +8,7 @@ import pytest
 from huggingface_hub import constants
 
 from hub_double import HubDouble
+from live_training_runs import speaker
 from streamchat_hf import StreamFormerConfig, StreamFormerModel
 from training_runs import small_model
 
@@ -44,6 +45,28 @@ def streamchat(tmp_path) -> Path:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(b"\x80")
     (folder / "latest").symlink_to("checkpoint-8")
+    return folder
+
+
+LIVE_LOG = {
+    "recipe": {"stage": "live", "datasets": [{"name": "streamworld", "length": 8}], "method": "streaming"}
+    | {"text_backbone": None, "vision_backbone": None},
+    "model": {"model_name_or_path": None},
+    "arguments": {"seed": 3},
+    "log": [
+        {"eval_lm_ppl": 9.0, "eval_time_diff": 1.0, "eval_fluency": 0.1, "step": 20},
+        {"eval_lm_ppl": 1.234, "eval_time_diff": 0.25, "eval_fluency": 0.6789, "step": 40},
+    ],
+}
+
+
+@pytest.fixture
+def videollm_online(tmp_path) -> Path:
+    """A trained VideoLLM-online in the folder of its run."""
+    folder = tmp_path / "live" / "final"
+    for part in speaker(tokens=3):
+        part.save_pretrained(folder)
+    (folder / "training_log.json").write_text(json.dumps(LIVE_LOG))
     return folder
 
 

@@ -68,6 +68,14 @@ def test_every_number_is_from_a_file(tiny, name, keys, value, said):
     assert said in render_card(tiny).content
 
 
+def test_a_videollm_online_has_a_card_of_its_own(videollm_online):
+    card = render_card(videollm_online, "me/watcher")
+    assert card.data.tags == ["video", "streaming", "videollm_online", "streamworld"]
+    assert "| 1.23 | 0.25 s | 67.9 % |" in card.content and "its patches, averaged to 1 x 2" in card.content
+    (videollm_online / "training_log.json").unlink()
+    assert "Nothing has been measured" in render_card(videollm_online).content
+
+
 def test_parameters_are_counted_in_the_headers_of_all_shards(streamchat):
     from streamchat_hf import StreamChatForConditionalGeneration
 

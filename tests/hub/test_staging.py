@@ -46,6 +46,14 @@ def test_of_a_run_only_the_checkpoint_is_staged(streamchat, tmp_path):
     assert set(read(tmp_path / "staged" / "config.json")["auto_map"]) == {*keys, "AutoModelForMultimodalLM"}
 
 
+def test_a_videollm_online_is_staged_with_its_processor(videollm_online, tmp_path):
+    files = stage(videollm_online, tmp_path / "staged", "me/watcher")
+    assert {"modeling_videollm_online.py", "processing_videollm_online.py", "processor_config.json"} <= set(files)
+    before, after = (load_file(folder / "model.safetensors") for folder in (videollm_online, tmp_path / "staged"))
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    assert 'from_pretrained("me/watcher"' in (tmp_path / "staged" / "README.md").read_text()
+
+
 def test_a_streamformer_gets_a_video_processor(streamformer, tmp_path):
     assert set(stage(streamformer, tmp_path / "staged", "me/tower")) == STREAMFORMER
     assert read(tmp_path / "staged" / "video_preprocessor_config.json")["size"] == {"height": 16, "width": 16}

@@ -12,6 +12,14 @@ def test_a_log_of_one_stage(sft_log):
     assert (facts.seed, facts.commit, facts.only_streamworld) == (5, None, False)
 
 
+def test_what_only_ever_saw_streamworld_is_known(sft_log):
+    sft_log["recipe"] |= {"text_backbone": None, "vision_backbone": None, "datasets": [{"name": "streamworld"}]}
+    assert training_facts(sft_log).only_streamworld
+    assert not training_facts({**sft_log, "model": {"model_name_or_path": "acme/talker"}}).only_streamworld
+    sft_log["recipe"]["datasets"].append({"name": "narrations", "annotations": "rows.json"})
+    assert not training_facts(sft_log).only_streamworld
+
+
 def test_paths_of_data_lose_their_folders(sft_log):
     sft_log["recipe"]["datasets"] = [{"path": "/data/secret/rows", "split": "train"}]
     facts = training_facts(sft_log)

@@ -35,6 +35,14 @@ def test_a_checkpoint_of_ours_works_without_the_package(streamformer, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_videollm_online_speaks_without_the_package(videollm_online, tmp_path):
+    stage(videollm_online, tmp_path / "staged", "me/watcher")
+    expected = answer(str(tmp_path / "staged"))
+    assert len(expected["frame_age"]) == 8 * 2  # two words after every frame
+    assert verify(tmp_path / "staged", expected=expected) == expected
+
+
+@pytest.mark.slow
 def test_the_shipped_checkpoint_works_without_the_package(tmp_path):
     stage(tiny_checkpoint(), tmp_path / "staged", "me/tiny")
     expected = answer(str(tmp_path / "staged"))

@@ -13,12 +13,16 @@ from typing import Any
 from huggingface_hub import CardData, ModelCard, ModelCardData, RepoCard
 from safetensors import safe_open
 
-from streamchat_hf.hub.results import eval_results, results_table
+from streamchat_hf.hub.results import dialogue_table, eval_results, results_table
 from streamchat_hf.hub.training_facts import describe, training_facts
 from streamchat_hf.package_data import package_data
 
 # The Hub's words for what the models do; it has none for features of a video.
-PIPELINE_TAGS = {"streamchat": "video-text-to-text", "streamformer": "feature-extraction"}
+PIPELINE_TAGS = {
+    "streamchat": "video-text-to-text",
+    "streamformer": "feature-extraction",
+    "videollm_online": "video-text-to-text",
+}
 # As safetensors writes them in a header, and as torch calls them.
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -26,7 +30,7 @@ DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat1
 def render_card(
     folder: str | Path, repo_id: str | None = None, license: str | None = None, base_models: Sequence[str] = ()
 ) -> ModelCard:
-    """Writes the card of a StreamChat or StreamFormer checkpoint.
+    """Writes the card of a checkpoint of this package.
 
     Args:
         folder: Holds `config.json`, and if there are any the weights as safetensors, `training_log.json` (of
@@ -74,6 +78,7 @@ def render_card(
         training_section=describe(training) if training else None,
         scores=scores,
         results=results_table(scores) if scores else None,
+        dialogue=dialogue_table(log) if log and kind == "videollm_online" else None,
     )
 
 

@@ -73,6 +73,20 @@ def eval_results(scores: Mapping[str, Any]) -> list[EvalResult]:
     return found
 
 
+def dialogue_table(log: Mapping[str, Any]) -> str | None:
+    """The last evaluation of a live training in Markdown; `None` if it had none.
+
+    Args:
+        log: The content of `training_log.json`.
+    """
+    measured = [row for row in log["log"] if "eval_fluency" in row]
+    if not measured:
+        return None
+    values = measured[-1]
+    cells = f"{values['eval_lm_ppl']:.2f} | {values['eval_time_diff']:.2f} s | {share(values['eval_fluency'])}"
+    return f"| LM-PPL | TimeDiff | Fluency |\n|---:|---:|---:|\n| {cells} |"
+
+
 def share(value: float | None) -> str:
     """A share of 1 in percent, a dash for what was not measured."""
     return "–" if value is None else f"{100 * value:.1f} %"

@@ -13,10 +13,17 @@ from streamchat_hf.convert.streamformer import video_processor_for
 from streamchat_hf.hub.card import read_config, render_card, weight_facts
 from streamchat_hf.modeling.modeling_streamchat import StreamChatForConditionalGeneration
 from streamchat_hf.modeling.modeling_streamformer import StreamFormerModel
+from streamchat_hf.modeling.modeling_videollm_online import VideoLLMOnlineForConditionalGeneration
 from streamchat_hf.processing.processing_streamchat import StreamChatProcessor
+from streamchat_hf.processing.processing_videollm_online import VideoLLMOnlineProcessor
 from streamchat_hf.processing.video_processing_streamformer import StreamFormerVideoProcessor
 
 RECORDS = ("eval.json", "training_log.json")  # how good it is, and how it came about
+# Model and processor of those that talk.
+TALKERS: dict[str, tuple[Any, Any]] = {
+    "streamchat": (StreamChatForConditionalGeneration, StreamChatProcessor),
+    "videollm_online": (VideoLLMOnlineForConditionalGeneration, VideoLLMOnlineProcessor),
+}
 VIDEO_PROCESSOR = "video_preprocessor_config.json"
 # Whatever people write on the web is in a vocabulary, paths included; nothing of this machine gets there.
 VOCABULARIES = ("tokenizer.json", "vocab.json", "merges.txt")
@@ -37,8 +44,8 @@ def stage(
     in its folder stays there. Of absolute paths in JSON files the last part is kept.
 
     Args:
-        model: The folder of a StreamChat with its processor, or of a StreamFormer; a StreamFormer without a video
-            processor gets one for the frames of its configuration.
+        model: The folder of a StreamChat or a VideoLLM-online with its processor, or of a StreamFormer; a StreamFormer
+            without a video processor gets one for the frames of its configuration.
         dest: The folder to write, empty or not yet there.
         repo_id: Where the card says the checkpoint is found.
         license: Of the weights; see `card.render_card`.
@@ -56,7 +63,7 @@ def stage(
     config = read_config(model)
     if dest.exists() and any(dest.iterdir()):
         raise FileExistsError(f"{dest} is not empty")
-    (_save_streamchat if config["model_type"] == "streamchat" else _save_streamformer)(model, dest, config)
+    (_save_talker if config["model_type"] in TALKERS else _save_streamformer)(model, dest, config)
     for name in RECORDS:
         if (model / name).is_file():
             (dest / name).write_text((model / name).read_text())
@@ -99,11 +106,12 @@ def _path_of_machine() -> re.Pattern[str]:
     return re.compile(rf"(?:file://|(?<![\w.~/-]))/(?:{folders})/[\w.-]+|\b[A-Za-z]:\\+Users\\+[\w.-]+")
 
 
-def _save_streamchat(source: Path, dest: Path, config: dict[str, Any]) -> None:
+def _save_talker(source: Path, dest: Path, config: dict[str, Any]) -> None:
     if not (source / "processor_config.json").is_file():
         raise FileNotFoundError(f"{source} has no processor_config.json: save the processor into it, too")
-    _save_model(StreamChatForConditionalGeneration, source, dest, config)
-    StreamChatProcessor.from_pretrained(source).save_pretrained(dest)
+    kind, processor = TALKERS[config["model_type"]]
+    _save_model(kind, source, dest, config)
+    processor.from_pretrained(source).save_pretrained(dest)
 
 
 def _save_streamformer(source: Path, dest: Path, config: dict[str, Any]) -> None:

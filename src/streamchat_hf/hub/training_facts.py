@@ -48,7 +48,7 @@ class TrainingFacts:
 
 
 def training_facts(log: Mapping[str, Any]) -> TrainingFacts:
-    """Reads a log of `training.sft` or of `training.streamworld`.
+    """Reads a log of `training.sft`, `training.live` or `training.streamworld`.
 
     Args:
         log: The content of `training_log.json`.
@@ -65,7 +65,8 @@ def training_facts(log: Mapping[str, Any]) -> TrainingFacts:
         data=tuple(map(_source, sources)),
         datasets=_hub_ids(source.get("path") for source in sources),
         base_models=_hub_ids(begun_with),
-        only_streamworld=False,
+        # The tower of a live run is that of the shipped checkpoint unless it is named.
+        only_streamworld=not any(begun_with) and {source.get("name") for source in sources} == {"streamworld"},
         seed=log["arguments"].get("seed"),
         commit=log.get("commit"),
     )

@@ -46,17 +46,41 @@ def answer(source: str, revision: str | None = None) -> dict[str, list]:
         revision: Branch, tag or commit on the Hub; `None`: its main branch.
 
     Returns:
-        `numbers`, the first of its last logits or features; of a StreamChat also `tokens` and, in seconds, their
-        `frame_age`.
+        `numbers`, the last of its features, or of what it chose its last word by; of a model that talks also `tokens`
+        and, in seconds, their `frame_age`.
     """
     settings = {"revision": revision or "main", "trust_remote_code": True}
     model = AutoModel.from_pretrained(source, **settings).eval()
     with torch.no_grad():
-        if AutoConfig.from_pretrained(source, **settings).model_type == "streamformer":
+        kind = AutoConfig.from_pretrained(source, **settings).model_type
+        if kind == "streamformer":
             processor = AutoVideoProcessor.from_pretrained(source, **settings)
             pixels = processor([picture for _, picture in clip()], return_tensors="pt")["pixel_values_videos"]
             return {"numbers": model(pixels.to(model.dtype)).last_hidden_state.flatten()[-NUMBERS:].tolist()}
-        return stream(model, AutoProcessor.from_pretrained(source, **settings))
+        processor = AutoProcessor.from_pretrained(source, **settings)
+        return watch(model, processor) if kind == "videollm_online" else stream(model, processor)
+
+
+def watch(model: Any, processor: Any) -> dict[str, list]:
+    """Lets a VideoLLM-online watch the clip and speak after every frame; see `answer`."""
+    prompt = [{"role": "system", "content": processor.system_prompt}, {"role": "user", "content": QUESTION}]
+    inputs = processor.apply_chat_template(
+        prompt, add_stream_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    output = model.generate(
+        **inputs,
+        frames=processor.stream(clip()),
+        tokens_per_second=TOKENS,
+        max_new_tokens=2,
+        threshold=2.0,  # no silence is as probable: it speaks, whatever it has learnt
+        do_sample=False,
+        return_dict_in_generate=True,
+    )
+    return {
+        "tokens": output.sequences[0].tolist(),
+        "frame_age": output.frame_age[0].tolist(),
+        "numbers": output.past_key_values.silence,
+    }
 
 
 def stream(model: Any, processor: Any) -> dict[str, list]:
