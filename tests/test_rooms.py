@@ -22,7 +22,7 @@ ROLES = (
     *("configuration", "modeling", "layers", "rotary", "timeline", "cache", "reader", "clock", "generation"),
     *("backbones", "loss", "sources", "frames", "video_processing", "processing", "labels"),
 )
-MODELS = ("streamformer", "streamchat", "videollm_online")
+MODELS = ("streamformer", "streamchat", "videollm_online", "streambridge_activation")
 FILE_NAME = re.compile(rf"({'|'.join(ROLES)})(_[a-z]+)*_({'|'.join(MODELS)})\.py|__init__\.py")
 # The two expressions of transformers.dynamic_module_utils.get_relative_imports.
 COPIED_BY_TRANSFORMERS = (re.compile(r"^\s*import\s+\.(\S+)\s*$"), re.compile(r"^\s*from\s+\.(\S+)\s+import"))

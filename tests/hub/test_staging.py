@@ -19,7 +19,8 @@ STREAMCHAT = {
     *("chat_template.jinja", "tokenizer.json", "tokenizer_config.json", "training_log.json", *TOWER_CODE),
     *("backbones_streamchat.py", "cache_static_streamchat.py", "cache_streamchat.py", "clock_streamchat.py"),
     *("configuration_streamchat.py", "generation_streamchat.py", "layers_streamchat.py", "modeling_streamchat.py"),
-    *("processing_streamchat.py", "reader_streamchat.py", "rotary_streamchat.py", "timeline_streamchat.py"),
+    *("processing_frames_streamchat.py", "processing_streamchat.py", "reader_streamchat.py"),
+    *("rotary_streamchat.py", "timeline_streamchat.py"),
 }
 
 

@@ -7,11 +7,8 @@ from typing import Any
 import torch
 from PIL import Image
 from transformers.image_utils import load_image
-from transformers.processing_utils import ProcessorMixin
-from transformers.video_processing_utils import VideoProcessorMixin
 
-from .frames_streamchat import VideoStream
-from .sources_streamchat import STALL_TIMEOUT
+from .processing_frames_streamchat import FrameProcessorMixin
 from .video_processing_streamformer import NEVER, as_clips, is_clip, pad_clips
 
 # ChatML, as Qwen2.5 and SmolLM2 were trained with. What the model learns to say, the answer and the token that ends
@@ -43,7 +40,7 @@ CHAT_TEMPLATE = """\
 """
 
 
-class StreamChatProcessor(ProcessorMixin):
+class StreamChatProcessor(FrameProcessorMixin):
     """Wraps a [`StreamFormerVideoProcessor`] and a tokenizer.
 
     What is shown in one conversation forms one timeline: its images and clips follow one another, each beginning with
@@ -76,40 +73,6 @@ class StreamChatProcessor(ProcessorMixin):
     def unused_input_names(self) -> list[str]:
         """Token types, which some tokenizers return and the model does not take."""
         return ["token_type_ids"]
-
-    def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
-        """As in the base class, which cannot look a video processor's class up where torchvision is missing."""
-        if argument_name != "video_processor":
-            return super().check_argument_for_proper_class(argument_name, argument)
-        if not isinstance(argument, VideoProcessorMixin):
-            raise TypeError(f"video_processor must be a video processor, not {type(argument).__name__}")
-        return VideoProcessorMixin
-
-    def stream(
-        self,
-        source: Any,
-        fps: float | None = None,
-        live: bool | None = None,
-        stall_timeout: float | None = STALL_TIMEOUT,
-    ) -> VideoStream:
-        """Opens a source for `generate(frames=...)`.
-
-        Args:
-            source: a file, URL, camera, screen or folder of images, a video as bytes, or any iterable of images, with
-                or without times: see [`VideoStream`].
-            fps: frames per second to keep, and the rate of images without times; `None` keeps every frame.
-            live: whether frames happen now; `None` judges by the source. A live folder is watched for new images.
-            stall_timeout: seconds after which a live source without a frame, or a network without an answer, is an
-                error; `None` waits for ever.
-
-        Returns:
-            An iterator of `VideoFrame(t_sec, pixel_values)`, pixels as `(3, height, width)` float32.
-
-        Raises:
-            ValueError: if `fps` or `stall_timeout` is not a positive number.
-            VideoStreamError: while iterating, naming source and time, if the source is missing or broken.
-        """
-        return VideoStream(source, fps, self.video_processor.preprocess_frame, live, stall_timeout)
 
     def prepare_inputs_layout(self, images=None, text=None, videos=None, audio=None, **kwargs) -> tuple:
         """Sorts images and videos into one list of clips per text; an image is a clip of one frame at time 0.

@@ -3,13 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-from transformers.processing_utils import ProcessorMixin
 from transformers.tokenization_utils_base import AddedToken
-from transformers.video_processing_utils import VideoProcessorMixin
 
-from .frames_streamchat import VideoStream
 from .labels_videollm_online import CLOSE, Marks, labels_from_ranges, learn_ranges, message_texts
-from .sources_streamchat import STALL_TIMEOUT
+from .processing_frames_streamchat import FrameProcessorMixin
 from .video_processing_streamformer import NEVER
 
 SYSTEM_PROMPT = (
@@ -46,7 +43,7 @@ CHAT_TEMPLATE = """\
 """
 
 
-class VideoLLMOnlineProcessor(ProcessorMixin):
+class VideoLLMOnlineProcessor(FrameProcessorMixin):
     r"""Wraps a [`StreamFormerVideoProcessor`] and a tokenizer, which gets a token for frames if it has none.
 
     A conversation has the roles `system` (first; it writes the token that begins a text), `user`, `assistant` and
@@ -141,42 +138,6 @@ class VideoLLMOnlineProcessor(ProcessorMixin):
         """What a conversation is written with."""
         bos, eos = self.tokenizer.bos_token or "", self.tokenizer.eos_token
         return Marks(self.v_placeholder, self.frame_num_tokens, self.frame_token_interval or "", bos, eos)
-
-    def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
-        """As in the base class, which cannot look a video processor's class up where torchvision is missing."""
-        if argument_name != "video_processor":
-            return super().check_argument_for_proper_class(argument_name, argument)
-        if not isinstance(argument, VideoProcessorMixin):
-            raise TypeError(f"video_processor must be a video processor, not {type(argument).__name__}")
-        return VideoProcessorMixin
-
-    def stream(
-        self,
-        source: Any,
-        fps: float | None = None,
-        live: bool | None = None,
-        stall_timeout: float | None = STALL_TIMEOUT,
-    ) -> VideoStream:
-        """Opens a source for `generate(frames=...)`.
-
-        Args:
-            source: a file, URL, camera, screen or folder of images, a video as bytes, or any iterable of images, with
-                or without times: see [`VideoStream`].
-            fps: frames per second to keep, and the rate of images without times; `None`: `frame_fps`, the rate the
-                model knows.
-            live: whether frames happen now; `None` judges by the source. A live folder is watched for new images.
-            stall_timeout: seconds after which a live source without a frame, or a network without an answer, is an
-                error; `None` waits for ever.
-
-        Returns:
-            An iterator of `VideoFrame(t_sec, pixel_values)`, pixels as `(3, height, width)` float32.
-
-        Raises:
-            ValueError: if `fps` or `stall_timeout` is not a positive number.
-            VideoStreamError: while iterating, naming source and time, if the source is missing or broken.
-        """
-        fps = self.frame_fps if fps is None else fps
-        return VideoStream(source, fps, self.video_processor.preprocess_frame, live, stall_timeout)
 
     def token_ids(self) -> dict[str, Any]:
         r"""The ids that `VideoLLMOnlineConfig` takes: `VideoLLMOnlineConfig(**processor.token_ids(), ...)`.
