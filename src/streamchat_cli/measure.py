@@ -1,4 +1,4 @@
-"""`streamchat eval` and `bench`: how well, and at what cost."""
+"""`streamchat bench`: at what cost."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,52 +8,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from streamchat_cli.app import (
-    JsonOption,
-    ModelOption,
-    RemoteCodeOption,
-    app,
-    check_folders,
-    load,
-    one_line_errors,
-    write_json,
-)
+from streamchat_cli.app import JsonOption, app, check_folders, one_line_errors, write_json
 
-eval_app = typer.Typer(help="Score a model.", no_args_is_help=True)
 bench_app = typer.Typer(help="Measure what something costs.", no_args_is_help=True)
-app.add_typer(eval_app, name="eval")
 app.add_typer(bench_app, name="bench")
-
-
-@eval_app.command("streamworld")
-@one_line_errors
-def eval_streamworld(
-    model: ModelOption = None,
-    seed: Annotated[int, typer.Option(help="First clip's seed.")] = 0,
-    split: Annotated[str, typer.Option(help="seen or heldout combinations.")] = "heldout",
-    clips: Annotated[int, typer.Option(help="How many clips.")] = 300,
-    trust_remote_code: RemoteCodeOption = False,
-    json_file: JsonOption = None,
-) -> None:
-    """How often a word is true of the world when it is spoken: watching on, frozen at the question, and blind."""
-    from streamchat_hf.evaluation.streamworld import evaluate
-
-    console = Console()
-    talker, processor = load(model, trust_remote_code)
-    result = evaluate(talker, processor, seed=seed, split=split, clips=clips, progress=console.is_terminal)
-    viewers = {"fresh": "watching on", "frozen": "frozen", "grey": "blind", "chance": "chance"}
-    table = Table(title=f"StreamWorld, {split}: words true of the world when spoken, in percent", title_justify="left")
-    table.add_column("about")
-    for name in (*viewers.values(), "words"):
-        table.add_column(name, justify="right")
-    for kind, score in [*result["by_kind"].items(), ("all", {**result["state_accuracy"], "n": result["n"]})]:
-        shares = (score.get(viewer) for viewer in viewers)
-        table.add_row(kind, *("–" if share is None else f"{100 * share:.1f}" for share in shares), str(score["n"]))
-    console.print(table)
-    scores = {viewers[viewer]: values["score"] for viewer, values in result["streaming_score"].items()}
-    said = ", ".join(f"{name} {'–' if score is None else f'{score:.3f}'}" for name, score in scores.items())
-    console.print(f"streaming score: {said}")
-    write_json(json_file, result)
 
 
 @bench_app.command("decode")

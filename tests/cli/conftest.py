@@ -1,7 +1,7 @@
 import pytest
 
 from fake_talker import FakeProcessor, scripted_talker
-from streamchat_cli import measure, watch
+from streamchat_cli import evaluate, watch
 
 SCRIPT = "a red circle , left now blue . <eos>"
 
@@ -12,7 +12,7 @@ def fake(monkeypatch):
     processor = FakeProcessor()
     talker = scripted_talker(processor.tokenizer, SCRIPT)
     loaded = []
-    for module in (watch, measure):
+    for module in (watch, evaluate):
         monkeypatch.setattr(module, "load", lambda *args: loaded.append(args) or (talker, processor))
     processor.loaded, processor.script = loaded, SCRIPT
     return processor

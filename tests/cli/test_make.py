@@ -10,7 +10,9 @@ from transformers import AutoModelForCausalLM, BertConfig, BertModel, SiglipVisi
 from cli_helpers import run
 from published_adapter import published
 from scripted_endpoint import Reply, ScriptedEndpoint, streamworld_script
-from streamchat_cli.make import MEANINGS, synthesize_command
+from streamchat_cli.make import MEANINGS, STREAM_EVAL_MEANINGS, stream_eval_command, synthesize_command
+from streamchat_hf.data import stream_eval_make
+from streamchat_hf.data.stream_eval_prompt import CHECK_SYSTEM
 from streamchat_hf.data.streamworld import World
 from streamchat_hf.data.streamworld_captions import streamworld_captions
 from streamchat_hf.data.streamworld_dialogue import build_tokenizer
@@ -36,11 +38,16 @@ def synthesize(captions, *options, code=0):
 
 def test_every_outcome_has_a_meaning():
     assert tuple(MEANINGS) == OUTCOMES
+    assert set(STREAM_EVAL_MEANINGS) == set(stream_eval_make.OUTCOMES)
 
 
 def test_the_defaults_are_those_of_the_library():
     said, library = (inspect.signature(function).parameters for function in (synthesize_command, synthesize_library))
     for name in ("seed", "limit", "longest", "workers", "review", "unread", "threshold"):
+        assert said[name].default == library[name].default
+    functions = stream_eval_command, stream_eval_make.make_stream_eval
+    said, library = (inspect.signature(function).parameters for function in functions)
+    for name in ("seed", "limit", "longest", "workers", "review"):
         assert said[name].default == library[name].default
 
 
@@ -60,6 +67,25 @@ def test_a_run_writes_its_data_and_prints_its_counts(captions, tmp_path):
     for said in (f"kept {len(rows)} written", "broken json 0", "answered in this run: 12", "to be read: 4 entries of"):
         assert said in output
     assert "videos without captions for a segment of at most 8 s: 1" in output
+
+
+def test_a_stream_eval_set_is_made_and_its_counts_are_printed(captions, tmp_path):
+    def script(messages, before):
+        checks = messages[0]["content"] == CHECK_SYSTEM
+        return '{"visible": true, "needed": true, "live": true}' if checks else streamworld_script(messages)
+
+    out, review, summary = (tmp_path / name for name in ("set.jsonl", "review.yaml", "run.json"))
+    with ScriptedEndpoint(script) as endpoint:
+        words = ("data", "stream-eval", captions, "--out", out, "--model", "tiny", "--base-url", endpoint.url)
+        run(*words, "--json", summary)
+        counts = json.loads(summary.read_text())["counts"]
+        assert counts["kept"] == len(out.read_text().splitlines()) > 0
+        asked = len(endpoint.requests)
+        output = " ".join(re.sub("[\u2500-\u257f]", " ", run(*words, "--review", review).output).split())
+        assert len(endpoint.requests) == asked
+    assert out.read_text() == ""
+    for said in (f"unread {counts['kept']} in the review file", "answered in this run: 0", "to be read: "):
+        assert said in output
 
 
 def test_an_encoder_can_be_named(captions, tmp_path):

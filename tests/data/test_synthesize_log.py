@@ -3,7 +3,7 @@ import json
 import pytest
 
 from streamchat_hf.data.synthesize_llm import LanguageModel
-from streamchat_hf.data.synthesize_log import ask_and_log, read_log, replace_lines
+from streamchat_hf.data.synthesize_log import ask_and_log, ask_once, read_log, replace_lines
 
 MADE_BY = {"model": "m", "prompt": 1, "seed": 0}
 
@@ -61,3 +61,22 @@ def test_lines_are_replaced_as_a_whole(tmp_path):
     replace_lines(path, rows())
     assert [json.loads(line) for line in path.read_text().splitlines()] == [{"n": 1}, {"n": 2}]
     assert [child.name for child in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+def test_what_is_in_the_log_is_not_asked_again(tmp_path):
+    log, model = tmp_path / "log.jsonl", LanguageModel("m", echo)
+    answers, new = ask_once(log, model, requests("a", "b"), MADE_BY, 2, False, "word")
+    assert ({name: record["text"] for name, record in answers.items()}, new) == ({"a": "A", "b": "B"}, 2)
+    silent = LanguageModel("m", lambda messages: pytest.fail("asked"))
+    assert ask_once(log, silent, requests("b"), MADE_BY, 2, False, "word") == ({"b": answers["b"]}, 0)
+
+
+def test_what_gets_no_answer_is_not_among_the_answers(tmp_path):
+    def moody(messages):
+        if messages[-1]["content"] == "b":
+            raise TimeoutError
+        return echo(messages)
+
+    model = LanguageModel("m", moody, attempts=1)
+    answers, new = ask_once(tmp_path / "log.jsonl", model, requests("a", "b"), MADE_BY, 2, False, "word")
+    assert (list(answers), new) == (["a"], 1)

@@ -44,6 +44,13 @@ def test_entries_come_back_as_they_were(path):
     assert read_review(path.with_name("none.yaml")) == {}
 
 
+def test_a_new_file_may_have_another_header(path):
+    append_review(path, [entry("c")], "# other\n")
+    append_review(path.with_name("new.yaml"), [entry("c")], "# other\n")
+    assert path.read_text().startswith(HEADER) and "# other" not in path.read_text()
+    assert path.with_name("new.yaml").read_text().startswith("# other\n\n- id: c")
+
+
 @given(st.text(), st.text(), st.text())
 @example("", "", "\x85")
 def test_any_text_survives(tmp_path_factory, instruction, answer, video):

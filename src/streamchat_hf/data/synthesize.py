@@ -14,7 +14,7 @@ from typing import Any
 
 from streamchat_hf.data.synthesize_dedup import THRESHOLD, Embed, find_duplicates
 from streamchat_hf.data.synthesize_llm import LanguageModel, Messages
-from streamchat_hf.data.synthesize_log import ask_and_log, read_log, replace_lines
+from streamchat_hf.data.synthesize_log import ask_once, replace_lines
 from streamchat_hf.data.synthesize_prompt import (
     PROMPT_VERSION,
     BadAnswer,
@@ -114,16 +114,14 @@ def synthesize(
     entries = read_review(review) if review is not None else {}
     made_by = {"model": model.name, "prompt": PROMPT_VERSION, "seed": seed}
     log = out.with_suffix(".progress.jsonl")
-    answers = read_log(log, made_by)
-    missing = [segment for segment in segments if segment.id not in entries and segment.id not in answers]
     approved = [Example(entry.segment, entry.draft) for entry in entries.values() if entry.verdict == KEEP]
     shipped = shipped_examples()
     requests = {
         segment.id: partial(_conversation, segment, approved=approved, shipped=shipped, seed=seed)
-        for segment in missing
+        for segment in segments
+        if segment.id not in entries
     }
-    asked = ask_and_log(log, model, requests, made_by, workers, progress, "segment")
-    answers |= asked
+    answers, asked = ask_once(log, model, requests, made_by, workers, progress, "segment")
     counts, kept = _judge(segments, answers, entries)
     pairs = [(entry.draft.instruction, entry.draft.answer) for entry in kept]
     copies = find_duplicates(pairs, [entry.verdict == KEEP for entry in kept], embed, threshold)
@@ -136,7 +134,7 @@ def synthesize(
         fresh = [entry for entry in kept if entry.id not in entries][: max(unread - waiting, 0)]
         append_review(review, fresh)
         waiting += len(fresh)
-    return Synthesis({outcome: counts[outcome] for outcome in OUTCOMES}, len(asked), waiting, candidates.count([]))
+    return Synthesis({outcome: counts[outcome] for outcome in OUTCOMES}, asked, waiting, candidates.count([]))
 
 
 def _conversation(segment: Segment, approved: list[Example], shipped: list[Example], seed: int) -> Messages:

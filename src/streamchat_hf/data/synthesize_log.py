@@ -50,6 +50,27 @@ def read_log(path: Path, made_by: Mapping[str, Any]) -> dict[str, Record]:
     return records
 
 
+def ask_once(
+    path: Path,
+    model: LanguageModel,
+    requests: Mapping[str, Callable[[], Messages]],
+    made_by: Mapping[str, Any],
+    workers: int,
+    progress: bool,
+    unit: str,
+) -> tuple[dict[str, Record], int]:
+    """Ask what the log has no answer to, see `read_log` and `ask_and_log`.
+
+    Returns:
+        The answers that there are, by request, and how many of them are new.
+    """
+    answers = read_log(path, made_by)
+    missing = {request: make for request, make in requests.items() if request not in answers}
+    new = ask_and_log(path, model, missing, made_by, workers, progress, unit)
+    answers |= new
+    return {request: answers[request] for request in requests if request in answers}, len(new)
+
+
 def ask_and_log(
     path: Path,
     model: LanguageModel,

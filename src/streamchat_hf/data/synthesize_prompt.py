@@ -83,9 +83,9 @@ def caption_lines(segment: Segment) -> list[str]:
     return [f"[{caption.start} - {caption.end}] {caption.text}" for caption in segment.captions]
 
 
-def build_messages(segment: Segment, examples: Sequence[Example]) -> Messages:
+def build_messages(segment: Segment, examples: Sequence[Example], system: str = SYSTEM) -> Messages:
     """Return the conversation that asks for an instruction: system text, examples as earlier turns, the segment."""
-    messages = [{"role": "system", "content": SYSTEM}]
+    messages = [{"role": "system", "content": system}]
     for example in examples:
         messages.append({"role": "user", "content": _question(example.segment)})
         messages.append({"role": "assistant", "content": json.dumps(vars(example.draft), ensure_ascii=False)})
@@ -96,20 +96,13 @@ def _question(segment: Segment) -> str:
     return "\n".join([f"Segment from {segment.start} to {segment.end} seconds:", *caption_lines(segment)])
 
 
-def read_answer(text: str, segment: Segment) -> Draft:
-    """Read a model's answer.
+def read_object(text: str) -> dict[str, Any]:
+    """Read the JSON object that a model was asked for.
 
-    Whatever stands around the JSON object is passed over: a code fence, thoughts in `<think>`, a kind word.
-
-    Args:
-        text: What the model wrote.
-        segment: What it was asked about.
-
-    Returns:
-        The draft, its times within the segment and its white space reduced to single blanks.
+    Whatever stands around it is passed over: a code fence, thoughts in `<think>`, a kind word.
 
     Raises:
-        BadAnswer: If it is no dense instruction of this segment.
+        BadAnswer: If there is none. Its kind is `"empty"`, `"refused"` or `"broken_json"`.
     """
     text = text.rpartition("</think>")[2].strip()
     if not text:
@@ -122,6 +115,23 @@ def read_answer(text: str, segment: Segment) -> Draft:
     if not isinstance(value, dict):
         refused = _REFUSAL.match(text) is not None
         raise BadAnswer("refused" if refused else "broken_json", f"no JSON object in {text[:80]!r}")
+    return value
+
+
+def read_answer(text: str, segment: Segment) -> Draft:
+    """Read a model's answer.
+
+    Args:
+        text: What the model wrote, see `read_object`.
+        segment: What it was asked about.
+
+    Returns:
+        The draft, its times within the segment and its white space reduced to single blanks.
+
+    Raises:
+        BadAnswer: If it is no dense instruction of this segment.
+    """
+    value = read_object(text)
     instruction, answer = _words(value, "instruction"), _words(value, "answer")
     if _REFUSAL.match(answer):
         raise BadAnswer("refused", answer[:80])

@@ -75,10 +75,10 @@ def read_review(path: str | os.PathLike) -> dict[str, ReviewEntry]:
     return entries
 
 
-def append_review(path: str | os.PathLike, entries: Iterable[ReviewEntry]) -> None:
-    """Write entries below what a person has in the file, or into a new file with a word on how to edit it."""
+def append_review(path: str | os.PathLike, entries: Iterable[ReviewEntry], header: str = HEADER) -> None:
+    """Write entries below what a person has in the file, or into a new file below `header`, on how to edit it."""
     path = Path(path)
-    text = "" if path.exists() else HEADER
+    text = "" if path.exists() else header
     text += "".join("\n" + _text(entry) for entry in entries)  # the blank line also ends a last line without an end
     with open(path, "a", encoding="utf-8") as file:
         file.write(text)

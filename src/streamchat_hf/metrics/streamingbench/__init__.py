@@ -1,0 +1,1 @@
+"""The metric that `evaluate.load` finds in this folder."""
