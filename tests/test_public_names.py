@@ -13,6 +13,9 @@ import streamchat_hf
 
 NAMES = [
     "StaticStreamingCache",
+    "StreamBridge",
+    "StreamBridgeActivationConfig",
+    "StreamBridgeActivationModel",
     "StreamChatConfig",
     "StreamChatForConditionalGeneration",
     "StreamChatModel",
@@ -47,7 +50,12 @@ def test_version_is_the_installed_one():
 
 @pytest.mark.parametrize(
     ("model_type", "name"),
-    [("streamchat", "StreamChat"), ("streamformer", "StreamFormer"), ("videollm_online", "VideoLLMOnline")],
+    [
+        ("streamchat", "StreamChat"),
+        ("streamformer", "StreamFormer"),
+        ("videollm_online", "VideoLLMOnline"),
+        ("streambridge_activation", "StreamBridgeActivation"),
+    ],
 )
 def test_auto_config_knows_the_model_type(model_type: str, name: str):
     assert type(transformers.AutoConfig.for_model(model_type)) is getattr(streamchat_hf, f"{name}Config")
@@ -65,6 +73,9 @@ def test_other_auto_classes_know_ours():
     assert transformers.AutoModel._model_mapping[streamchat_hf.StreamFormerConfig] is streamchat_hf.StreamFormerModel
     assert PROCESSOR_MAPPING[streamchat_hf.StreamChatConfig] is streamchat_hf.StreamChatProcessor
     assert PROCESSOR_MAPPING[streamchat_hf.VideoLLMOnlineConfig] is streamchat_hf.VideoLLMOnlineProcessor
+    activation = streamchat_hf.StreamBridgeActivationConfig
+    assert transformers.AutoModel._model_mapping[activation] is streamchat_hf.StreamBridgeActivationModel
+    assert PROCESSOR_MAPPING[activation] is streamchat_hf.VideoLLMOnlineProcessor
 
 
 def test_tiny_checkpoint_loads_as_our_classes():

@@ -52,6 +52,9 @@ atexit.register(gc.freeze)
 STDIN = 0
 
 ModelOption = Annotated[str | None, typer.Option("--model", help="Folder or Hub id; default: the tiny checkpoint.")]
+ActivationOption = Annotated[
+    str | None, typer.Option("--activation", help="Folder or Hub id of a model that says when to answer.")
+]
 RemoteCodeOption = Annotated[bool, typer.Option("--trust-remote-code", help="Run the code a checkpoint carries.")]
 JsonOption = Annotated[Path | None, typer.Option("--json", help="Also write everything to this JSON file.")]
 
@@ -72,18 +75,48 @@ def one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def load(model: str | None, trust_remote_code: bool) -> tuple[Any, Any]:
-    """Model, ready to speak, and processor."""
-    from transformers import AutoModel, AutoProcessor
+    """Model, ready to watch and to speak, and processor. A video LLM that ships in transformers is bridged.
+
+    Raises:
+        ValueError: If it is a model that cannot watch a stream.
+    """
+    from transformers import AutoConfig, AutoModel, AutoProcessor
     from transformers.utils import logging as transformers_logging
 
     from streamchat_hf import tiny_checkpoint
+    from streamchat_hf.bridge.families import FAMILIES
 
     transformers_logging.disable_progress_bar()
     path = model or str(tiny_checkpoint())
-    return (
-        AutoModel.from_pretrained(path, trust_remote_code=trust_remote_code).eval(),
-        AutoProcessor.from_pretrained(path, trust_remote_code=trust_remote_code),
-    )
+    kind = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code).model_type
+    if kind in FAMILIES:
+        from streamchat_hf.bridge import StreamBridge
+
+        bridge = StreamBridge.from_pretrained(path, trust_remote_code=trust_remote_code)
+        return bridge, bridge.processor
+    talker = AutoModel.from_pretrained(path, trust_remote_code=trust_remote_code).eval()
+    if not hasattr(talker, "open_clock"):
+        known = ", ".join(FAMILIES)
+        raise ValueError(
+            f"{path}: a {kind} cannot watch a stream; give a StreamChat, a VideoLLM-online, or one of {known}"
+        )
+    return talker, AutoProcessor.from_pretrained(path, trust_remote_code=trust_remote_code)
+
+
+def load_activation(path: str | None, trust_remote_code: bool) -> tuple[Any, Any] | None:
+    """An activation model, which says when to answer, and its processor; `None` without a path.
+
+    Raises:
+        ValueError: If it is another model.
+    """
+    from transformers import AutoModel, AutoProcessor
+
+    if path is None:
+        return None
+    model = AutoModel.from_pretrained(path, trust_remote_code=trust_remote_code).eval()
+    if not hasattr(model, "watch"):
+        raise ValueError(f"{path}: a {model.config.model_type} does not say when to answer; give an activation model")
+    return model, AutoProcessor.from_pretrained(path, trust_remote_code=trust_remote_code)
 
 
 def check_folders(*paths: Path | None) -> None:

@@ -15,13 +15,29 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from streamchat_cli.app import STDIN, JsonOption, ModelOption, RemoteCodeOption, app, load, one_line_errors, write_json
+from streamchat_cli.app import (
+    STDIN,
+    ActivationOption,
+    JsonOption,
+    ModelOption,
+    RemoteCodeOption,
+    app,
+    load,
+    load_activation,
+    one_line_errors,
+    write_json,
+)
 
 if TYPE_CHECKING:
     from streamchat_hf.streaming.answer import Answer
     from streamchat_hf.streaming.recorder import FrameRecorder
     from streamchat_hf.streaming.session import StreamingSession
     from streamchat_hf.streaming.terminal import Chat
+
+
+PolicyOption = Annotated[
+    str | None, typer.Option(help="on-question, streaming-eos or activation; default: the model's own.")
+]
 
 
 @app.command()
@@ -86,7 +102,8 @@ def chat(
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Where an answer is cut.")] = 64,
     system: Annotated[str | None, typer.Option(help="The system prompt.")] = None,
-    policy: Annotated[str | None, typer.Option(help="on-question or streaming-eos; default: the model's own.")] = None,
+    policy: PolicyOption = None,
+    activation: ActivationOption = None,
     backpressure: Annotated[
         str, typer.Option(help="When frames come too fast: latest (keep the newest), drop_oldest or block.")
     ] = "latest",
@@ -103,19 +120,18 @@ def chat(
     """Chat about a stream while it goes on; every word sees the newest frame.
 
     With QUESTION the chat ends with its answer, unless more can be typed. A question interrupts the answer under way.
-    A model that speaks by itself is watched until the source ends.
+    A model that speaks by itself is watched until the source ends. With --activation it answers the newest question
+    whenever that model says so, and not when it is asked.
     """
     from streamchat_hf.streaming.session import GRACE, StreamingSession
-    from streamchat_hf.streaming.talker import choose_policy
     from streamchat_hf.streaming.terminal import Chat
 
     if filmstrip is not None and question is None:
         raise ValueError("a film strip needs a QUESTION")
     console = Console(highlight=False)
     talker, processor = load(model, trust_remote_code)
-    policy = choose_policy(talker, policy)
-    if filmstrip is not None and policy != "on-question":
-        raise ValueError("a film strip shows the answer to one QUESTION: add --policy on-question")
+    watcher = load_activation(activation, trust_remote_code)
+    policy = _choose_policy(talker, policy, watcher, filmstrip)
     watch = functools.partial(processor.stream, source, fps=fps, live=live, stall_timeout=stall_timeout)
     speak = functools.partial(StreamingSession, talker, processor, system=system, do_sample=False)
     frames = _keep_images(watch(), processor.video_processor) if filmstrip else watch()
@@ -123,6 +139,7 @@ def chat(
     session = speak(
         frames,
         policy=policy,
+        activation=watcher,
         tokens_per_second=tokens_per_second,
         backpressure=backpressure,
         max_new_tokens=max_new_tokens,
@@ -172,6 +189,18 @@ def replay(
         first = next(number for number, (now, then) in pairs if now != then)
         raise ValueError(f"said otherwise than recorded, from token {first} of {len(recording.tokens)} on")
     console.print(f"the same {len(said)} tokens as recorded")
+
+
+def _choose_policy(talker: Any, policy: str | None, activation: Any, filmstrip: Path | None) -> str:
+    """The policy of a chat, if all that was asked for goes together."""
+    from streamchat_hf.streaming.talker import choose_policy
+
+    if activation is not None and policy not in (None, "activation"):
+        raise ValueError(f"--activation says when to answer, and so does --policy {policy}: leave one out")
+    policy = choose_policy(talker, policy, activation)
+    if filmstrip is not None and policy != "on-question":
+        raise ValueError("a film strip shows the answer to one QUESTION: add --policy on-question")
+    return policy
 
 
 def _keep_images(frames: Any, video_processor: Any) -> "FrameRecorder":

@@ -82,7 +82,7 @@ def test_chat_passes_its_options_on(fake, monkeypatch):
     assert calls == {
         **{"fps": None, "live": True, "stall_timeout": 7.0, "frame_timeout": 12.0, "record": None, "do_sample": False},
         **{"backpressure": "drop_oldest", "system": "be short .", "tokens_per_second": 2.0, "max_new_tokens": 64},
-        "policy": "on-question",
+        **{"policy": "on-question", "activation": None},
     }
     run("chat", "clip", "?", "--tokens-per-second", 2, "--no-live")
     assert calls["live"] is False and calls["backpressure"] == "latest"

@@ -283,7 +283,7 @@ GOOD = '{"kind": "silence", "time": 0.5, "frames": [0.5]}'
         ("\udcff\udcfe", "utf-8"),
         ("[1, 2]", "no object"),
         ("7", "no object"),
-        (GOOD.replace("silence", "noise"), "kind 'noise' must be one of question, silence, token"),
+        (GOOD.replace("silence", "noise"), "kind 'noise' must be one of question, standing, silence, token"),
         (GOOD.replace("kind", "kinds"), "'kind'"),
         (GOOD.replace("0.5,", "null,"), "NoneType"),
         (GOOD.replace("0.5,", "NaN,"), "not times"),

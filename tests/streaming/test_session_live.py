@@ -150,6 +150,26 @@ def test_a_question_right_after_an_answer(open_session, processor):
     assert read(session) == written(processor, *parts)
 
 
+@pytest.mark.parametrize("at", [0.0, 2.25])
+def test_a_question_that_stands_is_not_answered_at_once(open_session, processor, sometimes, at):
+    session = open_session(frames(12), threshold=sometimes)
+    session.ask(QUESTION, at, stands=True)
+    events = run(session)
+    started = [(event.question, event.time) for event in events if isinstance(event, ResponseStarted)]
+    assert len(started) > 1 and all(question == (QUESTION if time >= at else "") for question, time in started)
+    assert [event.t_sec for event in events if isinstance(event, FrameSeen)] == [i / 2 for i in range(12)]
+    said = processor.tokenizer.decode(session.cache.ids)
+    assert f"User: {QUESTION}\n[" in said and "\nAssistant:" not in said.replace("]\nAssistant:", "")
+
+
+def test_a_question_that_nothing_would_answer(open_session):
+    with (
+        open_session(frames(2), policy="on-question") as session,
+        pytest.raises(ValueError, match="a question that stands would never be answered"),
+    ):
+        session.ask(QUESTION, stands=True)
+
+
 def test_a_question_in_the_middle_of_an_answer(model, open_session, processor):
     model.lm_head.register_forward_hook(  # never ends by itself
         lambda module, args, output: output.index_fill(-1, torch.tensor([processor.tokenizer.eos_token_id]), -50.0)
@@ -216,6 +236,18 @@ def test_a_recording_is_played_back_to_the_same_tokens(open_session, sometimes, 
     again = run(open_session(recording, threshold=sometimes, tokens_per_second=None))
     assert recording.tokens == [event.id for event in events if isinstance(event, Token)] != []
     assert [str(event) for event in again] == [str(event) for event in events]
+
+
+def test_a_recorded_question_that_stands_stands_again(open_session, sometimes, tmp_path):
+    session = open_session(frames(12), record=tmp_path, threshold=sometimes)
+    session.ask(QUESTION, 2.25, stands=True)
+    first = run(session)
+    assert {event["kind"] for event in Recording(tmp_path).events} == {"standing", "silence", "token"}
+    again = run(open_session(Recording(tmp_path), threshold=sometimes))
+    assert [e for e in again if not isinstance(e, ResponseEnded)] == [
+        e for e in first if not isinstance(e, ResponseEnded)
+    ]
+    assert [answer.ids for answer in answers(again)] == [answer.ids for answer in answers(first)] != []
 
 
 def test_a_recording_that_ended_before_the_first_word(open_session, tmp_path):

@@ -61,6 +61,14 @@ def test_a_model_says_which_policies_it_knows():
         choose_policy(SimpleNamespace(), "streaming-eos")
 
 
+def test_any_model_can_be_told_when_to_speak():
+    bridge = SimpleNamespace(policies=("activation", "on-question"))
+    assert choose_policy(bridge, None) == choose_policy(SimpleNamespace(), None, activation=object()) == "activation"
+    assert choose_policy(SimpleNamespace(), "on-question", activation=object()) == "on-question"
+    with pytest.raises(ValueError, match="needs an activation model: give activation="):
+        choose_policy(SimpleNamespace(policies=("streaming-eos", "on-question")), "activation")
+
+
 def test_each_model_gets_its_own():
     kinds = {name: type(talker) for name, (talker, _, _) in talkers().items()}
     assert kinds == {"asked": AskedTalker, "streaming": StreamingTalker}
@@ -83,6 +91,36 @@ def test_a_turn_holds_what_was_heard(kind, enough):
     end = len(said) - (said[-1] in talker.ends and said[-1:] != ear.ids[-1:])
     assert said[end - len(ear.ids) : end] == ear.ids
     assert ear.times == [1.0 + i / 2 for i in range(len(ear.ids))]
+
+
+@pytest.mark.parametrize("watched", [False, True])
+@pytest.mark.parametrize("kind", ["asked", "streaming"])
+def test_a_standing_question_is_answered_whenever_it_is_time(kind, watched):
+    talker, model, frames = talkers()[kind]
+    if watched:
+        talker.watch(frames)
+    talker.stand("tell me")
+    asked = [message for message in talker.messages if message["role"] == "user"]
+    assert len(asked) == (kind == "streaming"), "StreamChat is asked when it is to answer"
+    answered = []
+    for at in (1.0, 9.0):
+        talker.watch([(at, frames[0][1])])
+        ear = Ear()
+        talker.speak(round(1000 * at), clock_for(model, talker), ear)
+        answered.append(ear.ids)
+    assert all(answered)
+    roles = [message["role"] for message in talker.messages[1:]]
+    assert roles == (["user", "assistant"] * 2 if kind == "asked" else ["user", "assistant", "assistant"])
+
+
+def test_a_standing_question_is_read_as_in_training():
+    talker, _, frames = talkers()["streaming"]
+    tokenizer = live_processor().tokenizer
+    talker.watch(frames)
+    talker.stand("tell me")
+    talker.watch([(0.5, frames[0][1])])
+    text = tokenizer.decode(talker.said[0])
+    assert text == "<|begin_of_text|>look .\n\n[<v><v><v><v><v>]\nUser: tell me\n[<v><v><v><v><v>"
 
 
 @pytest.mark.parametrize("kind", ["asked", "streaming"])

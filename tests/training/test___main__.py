@@ -17,14 +17,17 @@ def fake(monkeypatch, name, calls):
 @pytest.fixture
 def calls(monkeypatch):
     calls = []
-    for name in ("sft", "multitask_trainer", "online_detection", "live", "streamworld"):
+    for name in ("sft", "multitask_trainer", "online_detection", "live", "activation", "streamworld"):
         fake(monkeypatch, name, calls)
     return calls
 
 
 @pytest.mark.parametrize(
     ("trainer", "module"),
-    [("sft", "sft"), ("multitask", "multitask_trainer"), ("online_detection", "online_detection"), ("live", "live")],
+    [
+        *(("sft", "sft"), ("multitask", "multitask_trainer"), ("online_detection", "online_detection")),
+        *(("live", "live"), ("activation", "activation")),
+    ],
 )
 def test_a_recipe_of_these_takes_any_key(tmp_path, calls, trainer, module):
     recipe = tmp_path / "recipe.yaml"
@@ -55,7 +58,8 @@ def test_a_shipped_recipe_is_found_from_anywhere_unless_there_is_one_of_that_nam
 
 def test_what_is_wrong_is_said(tmp_path):
     (tmp_path / "recipe.yaml").write_text("trainer: dpo\n")
-    with pytest.raises(ValueError, match="'dpo' must be sft, multitask, online_detection, live or streamworld"):
+    known = "sft, multitask, online_detection, live, activation or streamworld"
+    with pytest.raises(ValueError, match=f"'dpo' must be {known}"):
         main([str(tmp_path / "recipe.yaml")])
     with pytest.raises(ValueError, match="name a recipe first"):
         main(["--output_dir", "x"])

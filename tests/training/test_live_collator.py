@@ -5,12 +5,12 @@ import torch
 
 from live_tokenizers import TOKENIZERS, merging
 from streamchat_hf import StreamFormerVideoProcessor
-from streamchat_hf.data.live_conversation import LiveTurn, frame_grid, lay_out
+from streamchat_hf.data.live_conversation import Clip, LiveTurn, frame_grid, lay_out
 from streamchat_hf.data.live_streamworld import LiveStreamWorld, build_live_tokenizer
 from streamchat_hf.data.streamworld_render import render
 from streamchat_hf.processing.processing_videollm_online import VideoLLMOnlineProcessor
 from streamchat_hf.processing.sources_streamchat import VideoStreamError
-from streamchat_hf.training.live_collator import IGNORED, LiveCollator, read_frames
+from streamchat_hf.training.live_collator import IGNORED, LiveCollator, read_frames, read_joined_frames
 from video_files import write_video
 from videollm_online_helpers import tiny_model
 
@@ -253,3 +253,23 @@ def test_a_tokenizer_with_its_own_beginning(clip: str):
     processor = small_processor(merging())
     ids = LiveCollator(processor).sample(clip_row(clip)).ids
     assert ids[0] == processor.tokenizer.bos_token_id and ids.count(ids[0]) == 1
+
+
+def test_a_joined_video_shows_the_frames_of_its_clips(processor, clip, tmp_path):
+    other = str(write_video(tmp_path / "other.mp4", range(0, 2000, 100), codec_options={"g": "5"}))
+    clips = (Clip(other, 0.0), Clip(clip, 2.0), Clip(other, 10.0))
+    times = frame_grid(0.5, 11.0, 2.0)
+    alone = [*read_frames(other, [0.5, 1.0, 1.5], 2.0), *read_frames(clip, frame_grid(0.0, 7.5, 2.0), 2.0)]
+    alone += read_frames(other, [0.0, 0.5, 1.0], 2.0)
+    joined = read_joined_frames(clips, times, 2.0)
+    assert len(joined) == len(alone) == len(times)
+    assert all(torch.equal(a, b) for a, b in zip(joined, alone, strict=True))
+    row = {**clip_row(clip), "media": clips}
+    batch = LiveCollator(processor)([row, {**row, "media": (Clip("lost.mp4", 0.0),)}])
+    assert batch["rows"] == [f"{other} + {clip} + {other}", "lost.mp4"]
+    assert len(batch["skipped"]) == 1 and "lost.mp4" in batch["skipped"][0]
+    frames = [
+        processor.video_processor.preprocess_frame(image)
+        for image in read_joined_frames(clips, row["frame_times"], 2.0)
+    ]
+    assert torch.equal(batch["pixel_values_videos"][0], torch.stack(frames))

@@ -7,7 +7,9 @@ import torch
 
 from live_training_runs import source, trainer_of
 from streamchat_hf.data.live_streamworld import LiveStreamWorld
+from streamchat_hf.data.proactive_streamworld import ProactiveStreamWorld
 from streamchat_hf.training.live_rows import FrozenFeatures, LiveRows, load_source
+from video_files import write_video
 from videollm_online_helpers import tiny_model
 
 
@@ -71,5 +73,17 @@ def test_rows_come_from_all_sources_in_order_and_queries_move_with_the_pass(tmp_
     third = rows[3]["conversation"]
     assert third == rows[3]["conversation"]
     assert any(rows[i]["conversation"] != third for i in (5, 6))  # 5 and 6 are in the second pass
-    with pytest.raises(ValueError, match="its name must be one of streamworld, dialogues"):
+    with pytest.raises(ValueError, match="its name must be one of streamworld, proactive_streamworld, dialogues, stream-it"):
         load_source({"name": "ego4d"}, 2.0, None)
+
+
+def test_proactive_worlds_and_stream_it_are_sources(tmp_path, monkeypatch):
+    worlds = load_source({"name": "proactive_streamworld", "length": 3, "tasks": {"steps": 1.0}}, 2.0, None)
+    assert worlds[1] == ProactiveStreamWorld(3, tasks={"steps": 1.0})[1]
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    write_video(tmp_path / "a.mp4", range(0, 4000, 200), codec_options={"g": "5"})
+    turns = [{"start": k, "end": k + 0.5, "instruction": "now ?", "answer": f"at {k}"} for k in range(3)]
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"video": "a.mp4", "turns": turns}) + "\n")
+    source = {"name": "stream-it", "dataset": "jsonl", "annotations": str(tmp_path / "rows.jsonl"), "drop": 0.5}
+    rows = LiveRows([load_source(source, 2.0, None)], torch.zeros(8, dtype=torch.int64).numpy())
+    assert len({str(rows[i]["conversation"]) for i in range(8)}) > 3, "drawn anew in every pass"

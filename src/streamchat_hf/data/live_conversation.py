@@ -48,19 +48,31 @@ class LiveMessage(TypedDict, total=False):
     time: float
 
 
+class Clip(NamedTuple):
+    """A video within a joined one.
+
+    Attributes:
+        path: Of its file.
+        begin: When its first frame is seen, in seconds of the joined video.
+    """
+
+    path: str
+    begin: float
+
+
 class LiveSample(TypedDict):
     """A row of training data.
 
     Attributes:
         conversation: The messages.
         frame_times: Seconds of the video, ascending; one for each frame of all streams.
-        media: Path of the video, or `None` with a world.
+        media: Path of the video, or the clips that it is joined of, or `None` with a world.
         world: What the frames show, if it is a StreamWorld.
     """
 
     conversation: list[LiveMessage]
     frame_times: list[float]
-    media: str | None
+    media: str | tuple[Clip, ...] | None
     world: NotRequired[World]
 
 

@@ -81,7 +81,7 @@ class VideoStream:
         live: whether frames happen now, so that a wall clock should stamp them on arrival: as given, or true for
             cameras, screens, live protocols, playlists without an end, and iterables without a length. To find out
             about a playlist it is opened, at the first use of this attribute or the first frame.
-        fps: as given.
+        fps, transform: as given.
         reconnects: how often a lost connection was opened again and gave frames.
 
     Raises:
@@ -100,7 +100,7 @@ class VideoStream:
         self._source = Source(source, live, stall_timeout)
         self.source, self.fps = self._source.name, fps
         self._reader = _read(self._source, fps)
-        self._transform = transform
+        self.transform = transform
 
     @property
     def live(self) -> bool:
@@ -121,7 +121,7 @@ class VideoStream:
         try:
             t_sec, load = next(self._reader)
             image = load()
-            frame = VideoFrame(t_sec, image if self._transform is None else self._transform(image))
+            frame = VideoFrame(t_sec, image if self.transform is None else self.transform(image))
         except BaseException:
             self.close()
             raise

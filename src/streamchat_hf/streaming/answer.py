@@ -13,7 +13,7 @@ class Answer:
     """What a model said.
 
     Attributes:
-        question: What was asked; empty if the model spoke first.
+        question: What was asked, or the question that stands; empty if the model spoke without one.
         start_time: When, in seconds of the stream.
         words: The answer.
         ids: Its token ids, special tokens included.

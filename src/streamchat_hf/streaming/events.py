@@ -41,7 +41,7 @@ class ResponseStarted:
     """An answer begins.
 
     Attributes:
-        question: What was asked; empty if the model speaks first.
+        question: What was asked, or the question that stands; empty if the model speaks without one.
         time: When it was asked, or when the model began.
     """
 

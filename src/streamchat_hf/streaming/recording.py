@@ -19,6 +19,7 @@ EVENTS, FRAMES = "events.jsonl", "frames"
 # What is said about each kind of event, besides its time.
 KINDS: dict[str, dict[str, type]] = {
     "question": {"text": str},
+    "standing": {"text": str},
     "silence": {"frames": list},
     "token": {"frames": list, "token": int},
 }
@@ -54,9 +55,9 @@ class Recorder:
 
         return observed
 
-    def question(self, text: str, time: float) -> None:
-        """A question was asked."""
-        self._write(kind="question", time=time, text=text)
+    def question(self, text: str, time: float, stands: bool = False) -> None:
+        """A question was asked, to be answered at once or one that stands."""
+        self._write(kind="standing" if stands else "question", time=time, text=text)
 
     def watched(self, time: float, frame_times: list[float]) -> None:
         """Frames were taken over in silence."""
@@ -84,7 +85,7 @@ class Recording:
 
     Attributes:
         source: The folder's name, for messages.
-        events: What happened, in order: `{"kind": "question" | "silence" | "token", "time": ..., ...}`.
+        events: What happened, in order: `{"kind": "question" | "standing" | "silence" | "token", "time": ..., ...}`.
 
     Raises:
         FileNotFoundError: If there is no recording in the folder.
@@ -197,10 +198,10 @@ class RecordedClock:
         recording: What to play back.
         model: The model; its `encode_frames` is used.
         cache: The conversation's state, of one stream.
-        ask: Called with each recorded question and its time, when it is its turn.
+        ask: Called with each recorded question, its time and whether it stands, when it is its turn.
     """
 
-    def __init__(self, recording: Recording, model: Any, cache: Any, ask: Callable[[str, float], None]):
+    def __init__(self, recording: Recording, model: Any, cache: Any, ask: Callable[[str, float, bool], None]):
         self._frames = RecordedFrames(recording, model.encode_frames, cache.streams[0])
         self.readers = [self._frames]
         self._ask = ask
@@ -241,12 +242,13 @@ class RecordedClock:
         if not self._events:
             return None
         event = self._events.popleft()
-        if event["kind"] != "question":
+        if "text" not in event:
             # A token here means that the model has said less than it did then. Its frames are seen all the same.
             return self._take(event)
         self._now = round(event["time"] * 1000)
-        if not self.answer_over:  # or the recording ended before the first word of the answer
-            self._ask(event["text"], event["time"])
+        stands = event["kind"] == "standing"
+        if stands or not self.answer_over:  # or the recording ended before the first word of the answer
+            self._ask(event["text"], event["time"], stands)
         return [[]], self._now
 
     def wake(self) -> None:

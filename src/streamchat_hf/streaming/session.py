@@ -2,6 +2,8 @@
 
 source ─► clock (frames when they are due) ─► talker.watch ─► FrameSeen, Silence
 ask() ─────────────────────────────────────► talker.speak ─► ResponseStarted, Token ..., ResponseEnded
+
+With the policy "activation" a question stands, and it is `talker.watch` that says when to speak.
 """
 
 import asyncio
@@ -16,12 +18,13 @@ from typing import Any, Literal, NamedTuple
 import torch
 from transformers.generation.streamers import BaseStreamer
 
+from streamchat_hf.streaming.activation import ActivationTalker, SharedFrames, open_watcher
 from streamchat_hf.streaming.answer import Answer
 from streamchat_hf.streaming.events import Event, FrameSeen, ResponseEnded, ResponseStarted, Silence, Token
 from streamchat_hf.streaming.handover import Handover
 from streamchat_hf.streaming.recording import RecordedClock, Recorder, Recording
 from streamchat_hf.streaming.statistics import SessionStatistics, Tally, spread
-from streamchat_hf.streaming.talker import NobodyListens, choose_policy, open_talker
+from streamchat_hf.streaming.talker import NobodyListens, Talker, choose_policy, open_talker
 from streamchat_hf.streaming.words import SpokenWord, TextPieces, spoken_words
 
 # A stream that watches itself for stalls knows best what has happened: it is waited for a little longer, in seconds.
@@ -41,6 +44,7 @@ class _Question(NamedTuple):
     text: str
     at: int | None  # milliseconds; `None`: now
     asked: float  # by the process's own clock, for the latency
+    stands: bool
 
 
 class StreamingSession:
@@ -51,13 +55,17 @@ class StreamingSession:
     answer, at `close()`, or with the error of its source.
 
     Args:
-        model: A StreamChat or a VideoLLM-online.
+        model: A StreamChat, a VideoLLM-online or a [`StreamBridge`].
         processor: Its processor.
         source: What `processor.stream` takes, or what it returns; an iterator of frames that are ready for the model,
             as `generate` takes them; or a [`Recording`]. Without any frame, questions are answered without video.
         fps: Frames per second to look at; `None` for all. Of an iterator: the rate of frames without times.
-        policy: When to speak: `"on-question"`, or `"streaming-eos"`, also when a frame says so, which only some models
-            have learnt. `None`: as the model has.
+        policy: When to speak: `"on-question"`; or `"streaming-eos"`, also when a frame says so, which only some models
+            have learnt; or `"activation"`, when a second model says so: a question then stands until the next one. It
+            is not answered at once, and may be answered many times. `None`: as the model has, or `"activation"` if
+            there is one.
+        activation: The second model: an [`ActivationWatcher`], or an activation model with its processor. `None`: the
+            bridge's own, if it has one.
         tokens_per_second: Speed of a simulated clock, under which a session is the same on every machine. `None`: the
             wall clock, which begins to run with the first event.
         backpressure: What happens under the wall clock when frames come faster than they are encoded: `"latest"` keeps
@@ -92,6 +100,7 @@ class StreamingSession:
         *,
         fps: float | None = None,
         policy: str | None = None,
+        activation: Any = None,
         tokens_per_second: float | None = None,
         backpressure: str = "latest",
         max_new_tokens: int = 256,
@@ -105,9 +114,17 @@ class StreamingSession:
             raise ValueError(f"fps must be a positive number, not {fps}")
         if own := [name for name in generate_kwargs if name in OWN_ARGUMENTS]:
             raise TypeError(f"{', '.join(own)}: the session says itself what `generate` is to know of it")
-        self.policy = choose_policy(model, policy)
+        self.policy = choose_policy(model, policy, activation)
+        self._is_replay = isinstance(source, Recording)
+        if self.policy == "activation" and (self._is_replay or record is not None):
+            raise ValueError("a session with policy='activation' can be neither recorded nor played back")
         options = (system, max_new_tokens, max_text_tokens, generate_kwargs)
-        self._talker = open_talker(model, processor, self.policy, *options)
+        self._talker: Talker | ActivationTalker = open_talker(model, processor, self.policy, *options)
+        shared: SharedFrames | None = None
+        if self.policy == "activation":
+            watcher = open_watcher(model, activation)
+            shared = SharedFrames(watcher)
+            self._talker = ActivationTalker(self._talker, watcher, shared)
         self.cache = self._talker.cache
         self._tokenizer, self._max_new_tokens = processor.tokenizer, max_new_tokens
         self._tally = Tally()
@@ -116,7 +133,6 @@ class StreamingSession:
         self._ended_at: int | None = None  # milliseconds; nothing can be asked any more
         self._stopped = False  # whether the answer was, by us
         self._stream: Any = None
-        self._is_replay = isinstance(source, Recording)
         # Under any other clock a second of the stream is no second of the process.
         self._in_real_time = tokens_per_second is None and not self._is_replay
         if self._is_replay:
@@ -128,6 +144,8 @@ class StreamingSession:
             patience = frame_timeout if is_frames else frame_timeout + GRACE
             how = (fps, tokens_per_second, backpressure, patience)
             self._clock = model.open_clock(self._stream, self.cache, *how)
+        if shared is not None:
+            shared.attach(self._stream, self._clock.readers)
         self._recorder = None if record is None else Recorder(record)
         if self._recorder is not None:
             for reader in self._clock.readers:
@@ -140,26 +158,31 @@ class StreamingSession:
         """The conversation as far as it is remembered."""
         return self._talker.messages
 
-    def ask(self, question: str, at: float | None = None) -> None:
+    def ask(self, question: str, at: float | None = None, stands: bool = False) -> None:
         """Asks, from any thread. An answer under way stops after the current token.
 
         Args:
             question: What to ask.
             at: When, in seconds of the stream; `None` or a time that has passed: now.
+            stands: Whether it is not answered at once but when the policy says so, such as "say it once it is blue".
+                With `"activation"` every question stands.
 
         Raises:
             RuntimeError: If the session has ended, or plays a recording, which asks its own questions.
+            ValueError: If it stands, but nothing but questions makes the model speak.
         """
         if self._is_replay:
             raise RuntimeError("a recording asks its own questions")
-        self._ask(question, at)
+        if stands and self.policy == "on-question":
+            raise ValueError("with policy='on-question' a question that stands would never be answered")
+        self._ask(question, at, stands or self.policy == "activation")
 
-    def _ask(self, question: str, at: float | None) -> None:
+    def _ask(self, question: str, at: float | None, stands: bool = False) -> None:
         when = None if at is None else round(at * 1000)
         with self._lock:
             if self._ended_at is not None or self._events.closed:
                 raise RuntimeError("the session has ended; nobody is left to answer")
-            self._questions.append(_Question(question, when, clock.monotonic()))
+            self._questions.append(_Question(question, when, clock.monotonic(), stands))
         self._clock.wake()
 
     def statistics(self) -> SessionStatistics:
@@ -223,7 +246,7 @@ class StreamingSession:
                 while not self._events.closed:
                     question = self._take_question()
                     if question is not None:
-                        self._answer(question, max(self._clock.now(), self.cache.clock), emit)
+                        self._hear(question, max(self._clock.now(), self.cache.clock), emit)
                     elif not self._watch(emit) and self._end(unless_asked=True):
                         break
         except Exception as error:
@@ -292,7 +315,7 @@ class StreamingSession:
             if self._recorder is not None:
                 self._recorder.watched(now / 1000, [frame.t_sec for frame in frames])
             if speaks and not (self._is_replay and self._clock.over):  # or it was closed before the first word
-                self._answer(None, now, emit)
+                self._answer(self._talker.standing, now, clock.monotonic(), emit)
             else:
                 emit(Silence(now / 1000))
         return True
@@ -302,15 +325,20 @@ class StreamingSession:
             self._tally.frame_ages.append(now - t_sec)
             emit(FrameSeen(t_sec, now))
 
-    def _answer(self, question: _Question | None, start: int, emit: Emit) -> None:
-        """Answers a question, or says without one what there is to say, from `start` on in milliseconds."""
-        text = "" if question is None else question.text
-        if question is not None:
-            self._talker.ask(text)
-            if self._recorder is not None:
-                self._recorder.question(text, start / 1000)
+    def _hear(self, question: _Question, start: int, emit: Emit) -> None:
+        """Takes a question, and answers it from `start` on, in milliseconds, unless it stands."""
+        if self._recorder is not None:
+            self._recorder.question(question.text, start / 1000, question.stands)
+        if question.stands:
+            self._talker.stand(question.text)
+        else:
+            self._talker.ask(question.text)
+            self._answer(question.text, start, question.asked, emit)
+
+    def _answer(self, text: str, start: int, asked: float, emit: Emit) -> None:
+        """Says what there is to say, to the question `text` if there is one, from `start` on in milliseconds."""
         emit(ResponseStarted(text, start / 1000))
-        telling = _Telling(self, emit, clock.monotonic() if question is None else question.asked)
+        telling = _Telling(self, emit, asked)
         self._stopped = False
         self._talker.speak(start, self._clock, telling)
         if telling.ids:

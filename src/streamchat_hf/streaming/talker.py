@@ -35,6 +35,10 @@ class Talker(Protocol):
     ends: set[int]
 
     @property
+    def standing(self) -> str:
+        """The question that stands; empty without one."""
+
+    @property
     def messages(self) -> list[dict[str, str]]:
         """The conversation as far as it is remembered."""
 
@@ -48,17 +52,29 @@ class Talker(Protocol):
     def ask(self, question: str) -> None:
         """Takes a question, for `speak` to answer."""
 
+    def stand(self, question: str) -> None:
+        """Takes a question that stands: `speak` may follow at any time, again and again, or never."""
+
     def speak(self, start: int, clock: Any, listener: Any) -> None:
         """Answers from `start` on, in milliseconds, what was asked or seen last."""
 
 
-def choose_policy(model: Any, policy: str | None) -> str:
+def choose_policy(model: Any, policy: str | None, activation: Any = None) -> str:
     """When a model speaks: as it was asked to, or else as it knows best.
+
+    Args:
+        model: The model.
+        policy: What was asked for, if anything.
+        activation: What can tell any model when to speak, if anything does.
 
     Raises:
         ValueError: If it does not know that policy.
     """
     policies = getattr(model, "policies", ("on-question",))
+    if activation is not None:
+        policies = ("activation", *(known for known in policies if known != "activation"))
+    if policy == "activation" and policy not in policies:
+        raise ValueError("policy='activation' needs an activation model: give activation=(model, processor)")
     if policy is not None and policy not in policies:
         raise ValueError(f"policy={policy!r} must be one of {', '.join(policies)}")
     return policies[0] if policy is None else policy
@@ -81,6 +97,10 @@ def open_talker(
     if max_new_tokens <= 0:
         raise ValueError(f"max_new_tokens={max_new_tokens} must be positive")
     options = {**generate_kwargs, "max_new_tokens": max_new_tokens}
+    if hasattr(model, "family"):
+        from streamchat_hf.streaming.bridge_talker import BridgeTalker
+
+        return BridgeTalker(model, processor, system, max_text_tokens, options)
     if "streaming-eos" in getattr(model, "policies", ()):
         return StreamingTalker(model, processor, policy == "streaming-eos", system, max_text_tokens, options)
     return AskedTalker(model, processor, system, max_text_tokens or MAX_TEXT_TOKENS, options)
@@ -115,6 +135,7 @@ class AskedTalker:
         self._criteria = list(options.pop("stopping_criteria", None) or [])
         self._options = options
         self._prompt: list[int] = []
+        self.standing = ""
         self._turn_tokens: list[int] = []  # of each remembered turn, without the system prompt
         own = model.generation_config.eos_token_id
         given = getattr(options.get("generation_config"), "eos_token_id", None)
@@ -141,8 +162,14 @@ class AskedTalker:
         self._prompt = self._conversation.ask(question)
         self._make_room(len(self._prompt) + self._max_new_tokens)
 
+    def stand(self, question: str) -> None:
+        """Takes a question that is asked again each time it speaks: it has not learnt to go on by itself."""
+        self.standing = question
+
     def speak(self, start: int, clock: Any, listener: Any) -> None:
         """Answers from `start` on, in milliseconds; every token sees the newest frame."""
+        if self.standing:
+            self.ask(self.standing)
         said = torch.empty(1, 0, dtype=torch.long) if self.cache.said is None else self.cache.said.cpu()
         conversation = torch.cat((said, torch.tensor([self._prompt])), dim=1).to(self._model.device)
         try:
@@ -208,6 +235,7 @@ class StreamingTalker:
         self._voice = model.voice(**options)
         self.ends: set[int] = self._voice.ends
         self._beginning = [{"role": "system", "content": processor.system_prompt if system is None else system}]
+        self.standing = ""
         self._turns: list[tuple[dict[str, str], int]] = []  # each with how many tokens there had been after it
 
     @property
@@ -229,6 +257,7 @@ class StreamingTalker:
 
     def ask(self, question: str) -> None:
         """Takes a question."""
+        self.standing = ""
         message = {"role": "user", "content": question}
         if self._has_begun:
             text = self._text(message, add_generation_prompt=True, add_stream_query_prompt=self.cache.open_run)
@@ -237,6 +266,17 @@ class StreamingTalker:
         else:
             self._beginning.append(message)
             self.cache.hear(self._processor.tokenizer(self._text(add_generation_prompt=True), **PLAIN)["input_ids"])
+
+    def stand(self, question: str) -> None:
+        """Takes a question that frames follow, not the answer."""
+        self.standing = question
+        message = {"role": "user", "content": question}
+        if self._has_begun:
+            text = self._text(message, add_stream_prompt=True, add_stream_query_prompt=self.cache.open_run)
+            self.cache.hear(self._processor.piece_ids(text))
+            self._remember(message)
+        else:
+            self._beginning.append(message)
 
     def speak(self, start: int, clock: Any, listener: Any) -> None:
         """Speaks from `start` on, in milliseconds; frames that come meanwhile wait."""

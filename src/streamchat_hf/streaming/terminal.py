@@ -65,6 +65,8 @@ class Chat:
         """Asks, as the session's own `ask` does."""
         self._session.ask(question, at)
         self._asked += 1
+        if self._session.policy == "activation":  # the answer may be long in coming
+            self._console.print(Text(f"watching for: {question}", style="dim"))
 
     def run(self) -> None:
         """Shows the session until it ends, or until all is answered and nobody can ask any more.

@@ -62,6 +62,10 @@ def main(words: Sequence[str] | None = None) -> Path:
         from streamchat_hf.training.live import train as train_live
 
         return train_live(recipe, overrides)
+    if trainer == "activation":
+        from streamchat_hf.training.activation import train as train_activation
+
+        return train_activation(recipe, overrides)
     if trainer == "streamworld":
         from streamchat_hf.training.streamworld import train as train_streamworld
 
@@ -70,7 +74,8 @@ def main(words: Sequence[str] | None = None) -> Path:
         parser.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True)
         options = parser.parse_args(overrides)
         return train_streamworld(recipe, options.output_dir, resume=options.resume)
-    raise ValueError(f"{recipe}: trainer {trainer!r} must be sft, multitask, online_detection, live or streamworld")
+    known = "sft, multitask, online_detection, live, activation or streamworld"
+    raise ValueError(f"{recipe}: trainer {trainer!r} must be {known}")
 
 
 if __name__ == "__main__":

@@ -4,13 +4,15 @@ A row is a `LiveSample`: a conversation with streams of frames among its message
 they show, a video or a StreamWorld. A batch holds the tokens that the same conversation has when it is streamed.
 """
 
+import itertools
+from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
 
 from streamchat_hf.data.frame_sampling import Ticks, read_ticks
-from streamchat_hf.data.live_conversation import LiveSample, check_sample, clip_frames
+from streamchat_hf.data.live_conversation import Clip, LiveSample, check_sample, clip_frames
 from streamchat_hf.data.streamworld_render import render
 from streamchat_hf.processing.labels_videollm_online import IGNORED
 from streamchat_hf.processing.sources_streamchat import VideoStreamError
@@ -99,11 +101,14 @@ class LiveCollator:
         times = row["frame_times"]
         if not times:
             return self._no_frames()
-        if row["media"] is None:
+        media = row["media"]
+        if media is None:
             # Rendered at the size they are needed in, and prepared like any other frame.
             images = list(render([row["world"]], [times], self.processor.video_processor.size["height"])[0])
+        elif isinstance(media, str):
+            images = read_frames(media, times, self.processor.frame_fps)
         else:
-            images = read_frames(row["media"], times, self.processor.frame_fps)
+            images = read_joined_frames(media, times, self.processor.frame_fps)
         return torch.stack([self.processor.video_processor.preprocess_frame(image) for image in images])
 
     def _no_frames(self) -> torch.Tensor:
@@ -166,6 +171,24 @@ def read_frames(media: str, times: Sequence[float], fps: float) -> list[torch.Te
     return images
 
 
+def read_joined_frames(clips: Sequence[Clip], times: Sequence[float], fps: float) -> list[torch.Tensor]:
+    """Reads frames of a joined video, each from its clip; see [`read_frames`].
+
+    Args:
+        clips: In the order in which they begin, each at a multiple of `1 / fps`.
+        times: Seconds of the joined video.
+        fps: Frames per second.
+    """
+    images = []
+    for clip, shown in itertools.groupby(times, lambda time: clips[bisect_right(clips, time, key=_begin) - 1]):
+        images += read_frames(clip.path, [max(time - clip.begin, 0.0) for time in shown], fps)
+    return images
+
+
+def _begin(clip: Clip) -> float:
+    return clip.begin - 0.001  # times are whole milliseconds
+
+
 def _without_none(row: dict[str, Any]) -> LiveSample:
     """A row without the fields that a table fills with `None` because other messages have them."""
     messages = [{name: value for name, value in m.items() if value is not None} for m in row["conversation"]]
@@ -174,5 +197,7 @@ def _without_none(row: dict[str, Any]) -> LiveSample:
 
 
 def _name(row: dict[str, Any]) -> str:
-    world = row.get("world")
-    return row.get("media") or (f"StreamWorld {world.split} {world.seed}" if world else "text")
+    world, media = row.get("world"), row.get("media")
+    if isinstance(media, tuple):
+        return " + ".join(clip.path for clip in media)
+    return media or (f"StreamWorld {world.split} {world.seed}" if world else "text")

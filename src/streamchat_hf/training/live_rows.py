@@ -16,6 +16,8 @@ from streamchat_hf.data.live_dialogue import LiveDialogues
 from streamchat_hf.data.live_methods import check_method, per_frame, without_silence
 from streamchat_hf.data.live_narration import read_narrations, read_refined_narrations
 from streamchat_hf.data.live_streamworld import LiveStreamWorld
+from streamchat_hf.data.proactive_streamworld import ProactiveStreamWorld
+from streamchat_hf.data.stream_it import load_stream_it
 from streamchat_hf.training.live_collator import LiveCollator, Sample
 
 # Sources of annotations that are read once, each by its reader.
@@ -24,15 +26,15 @@ READERS: dict[str, Callable[..., Iterator[LiveSample]]] = {
     "refined_narrations": read_refined_narrations,
     "livechat": read_livechat,
 }
-SOURCES = ("streamworld", "dialogues", *READERS)
+SOURCES = ("streamworld", "proactive_streamworld", "dialogues", "stream-it", *READERS)
 
 
 def load_source(source: dict[str, Any], fps: float, max_frames: int | None) -> Dataset:
     """Loads the rows of one source.
 
     Args:
-        source: `name`, one of `SOURCES`, and the arguments of [`LiveStreamWorld`], of [`LiveDialogues`] or of the
-            reader: `path` and `folder`. Its `weight` is not read.
+        source: `name`, one of `SOURCES`, and the arguments of [`LiveStreamWorld`], of [`ProactiveStreamWorld`], of
+            [`LiveDialogues`], of [`load_stream_it`] or of the reader: `path` and `folder`. Its `weight` is not read.
         fps: Frames per second.
         max_frames: The most frames of a row of `dialogues`, of which a part is drawn; others are cut when collated.
 
@@ -44,6 +46,10 @@ def load_source(source: dict[str, Any], fps: float, max_frames: int | None) -> D
     rows: Any
     if name == "streamworld":
         rows = LiveStreamWorld(**{"fps": fps, **arguments})
+    elif name == "proactive_streamworld":
+        rows = ProactiveStreamWorld(**{"fps": fps, **arguments})
+    elif name == "stream-it":
+        rows = load_stream_it(**{"fps": fps, **arguments})
     elif name == "dialogues":
         limit = {} if max_frames is None else {"max_frames": max_frames}
         rows = LiveDialogues(**{"fps": fps, **limit, **arguments})
