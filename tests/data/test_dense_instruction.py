@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from streamchat_hf.data.dense_instruction import FEATURES, DenseInstruction, load_dense_instruction
 from streamchat_hf.data.streamworld_dataset import StreamWorldDataset, StreamWorldMix
+from streamchat_hf.data.streamworld_english import english_answer, english_question
 from streamchat_hf.data.word_times import show_word_times, spoken_words
 from video_files import write_video
 
@@ -418,6 +419,31 @@ def test_streamworld_clips_hold_what_is_said_of_them(load):
             assert turn["start"] == expected.ask_time and turn["end"] == expected.words[-1].time
     assert len({row["media"] for row in rows}) == 4
     assert all(Path(row["media"]).is_absolute() for row in rows)
+
+
+def test_streamworld_speaks_english_at_the_same_times(load):
+    own, english = load("streamworld", seed=3), load("streamworld", seed=3, english=True)
+    turns = [
+        (a, b)
+        for one, other in zip(own, english, strict=True)
+        for a, b in zip(one["turns"], other["turns"], strict=True)
+    ]
+    assert turns and all(a["word_times"] == b["word_times"] for a, b in turns)
+    assert all(b["instruction"] == english_question(a["instruction"]) != a["instruction"] for a, b in turns)
+    assert all(b["answer"].split() == english_answer(a["answer"].split()) for a, b in turns)
+    assert any(a["answer"] != b["answer"] for a, b in turns)
+
+
+def test_streamworld_offline_asks_when_the_clip_is_over(load):
+    rows, dense = load("streamworld", seed=3, clips=12, offline=True), load("streamworld", seed=3, clips=12)
+    of = {row["id"]: row for row in dense}
+    assert 8 <= len(rows) <= 12 and {row["kind"] for row in rows} == {"video"}
+    for row in rows:
+        assert row["media"] == of[row["id"]]["media"]
+        assert all(turn["start"] is None and not turn["word_times"] for turn in row["turns"])
+        asked = {turn["instruction"]: turn["answer"] for turn in of[row["id"]]["turns"]}
+        assert all(len(turn["answer"].split()) == len(asked[turn["instruction"]].split()) for turn in row["turns"][:1])
+    assert any(row["turns"][0]["answer"] != of[row["id"]]["turns"][0]["answer"] for row in rows)
 
 
 def test_streamworld_clips_are_rendered_once(tmp_path):

@@ -232,6 +232,13 @@ def test_unnamed_colours_and_shapes_are_for_training_and_never_asked_for():
     assert not any(is_unnamed(row) for row in rows(one_attribute=0.0))
 
 
+def test_rare_scenes_can_be_shown_as_often_as_others():
+    kinds = Counter(row["world"].kind for row in rows(200, scenes={"shape": 0.25, "digit": 0.6}))
+    assert min(kinds.values()) > 45
+    assert rows(20, scenes={}) == rows(20)
+    assert Counter(row["world"].kind for row in rows(200))["shape"] > 90
+
+
 @pytest.mark.parametrize("split", SPLITS)
 def test_an_item_depends_on_seed_split_and_index_alone(split):
     items = rows(8, split=split)
@@ -262,6 +269,8 @@ def test_all_kinds_and_numbers_of_questions_come():
         ({"kinds": {"alert": 1.0, "future": 1.0}}, "unknown kinds ['future']: expected some of"),
         ({"kinds": {"alert": 0.0}}, "no kind has a weight"),
         ({"kinds": {}}, "no kind has a weight"),
+        ({"scenes": {"letter": 1.0}}, "scenes are shares in (0, 1] of ('shape', 'digit', 'count')"),
+        ({"scenes": {"shape": 0.0}}, "scenes are shares in (0, 1]"),
         ({"fps": 1.0}, "miss states: give at least 2"),
         ({"num_frames": 11}, "11 frames are too few for 3 questions"),
         ({"max_queries": 0}, "too few for 0 questions"),

@@ -8,6 +8,7 @@ from streamchat_hf.data.streamworld_dataset import (
     StreamWorldCollator,
     StreamWorldDataset,
     StreamWorldMix,
+    at_the_end,
 )
 from streamchat_hf.data.streamworld_dialogue import KIND_OF, questions
 from streamchat_hf.data.streamworld_render import render
@@ -171,3 +172,20 @@ def test_other_frame_rates_and_splits():
     assert isinstance(sample.world, World) and sample.turns[0].question in questions(
         sample.turns[0].question.kind, sample.turns[0].question.attr
     )
+
+
+def test_at_the_end_the_same_is_asked_and_nothing_moves(samples):
+    kept = 0
+    for sample in samples:
+        still = at_the_end(sample)
+        end = sample.world.state(sample.frame_times[-1])
+        assert (still.world, still.frame_times) == (sample.world, sample.frame_times)
+        asked = [turn.question for turn in sample.turns]
+        assert [turn.question for turn in still.turns] == [q for q in asked if q in {t.question for t in still.turns}]
+        for turn in still.turns:
+            kept += 1
+            assert {turn.ask_time, *(word.time for word in turn.words)} == {sample.frame_times[-1]}
+            told = [word for word in turn.words if word.kind not in (None, "change")]
+            assert all(word.text == end.tell(word.kind) for word in told if word.kind != "presence")
+            assert all(word.text == "nothing" and not end.present for word in told if word.kind == "presence")
+    assert kept > 0.6 * sum(len(sample.turns) for sample in samples)

@@ -12,9 +12,11 @@ from streamchat_hf import (
     tiny_checkpoint,
 )
 from streamchat_hf.data.streamworld_dialogue import EOS, answer, build_tokenizer
+from streamchat_hf.data.streamworld_english import english_answer, english_question
 from streamchat_hf.evaluation import streamworld
 from streamchat_hf.evaluation.streamworld_cases import streamworld_cases
 from streamchat_hf.evaluation.streamworld_facts import streamworld_facts
+from training_runs import bpe_tokenizer
 
 
 @pytest.fixture
@@ -80,7 +82,54 @@ def test_perfect_viewers_fresh_frozen_and_blind(processor):
     assert fresh["n"] == result["n"] and grey["score"] < frozen["score"] < 0.7
     assert frozen["accuracy"] == score["frozen"] and frozen["due"] == fresh["due"] == grey["due"]
     assert fresh["frame_age"]["max"] < 0.5 and 1 < frozen["frame_age"]["p50"] < frozen["frame_age"]["max"] <= 9.5
-    assert fresh["dropped_frames"] == 0
+    assert fresh["dropped_frames"] == 0 and result["case_scores"] == [1.0] * 24
+
+
+class EnglishViewer:
+    """A perfect viewer with another tokenizer: its words are several tokens, all spoken at the word's time."""
+
+    device = "cpu"
+
+    def __init__(self, cases, tokenizer):
+        self.cases, self.tokenizer = iter(cases), tokenizer
+
+    def generate(self, input_ids, frames, start_time, tokens_per_second, max_new_tokens, **options):
+        times = [start_time + i / tokens_per_second for i in range(max_new_tokens)]
+        assert (input_ids[:, -1] != self.tokenizer.pad_token_id).all()  # on whichever side it pads by itself
+        rows = []
+        for ids, stream in zip(input_ids, frames, strict=True):
+            case, shown = next(self.cases), [frame.t_sec for frame in stream]
+            assert english_question(case.question.text) in self.tokenizer.decode(ids)
+            words = english_answer([w.text for w in answer(case.world, case.question, start_time, times, shown)])
+            pieces = [self.tokenizer(" " * (i > 0) + word)["input_ids"] for i, word in enumerate(words)]
+            ages = [time - max(t for t in shown if t <= time) for time in times]
+            rows.append([(p, t, a) for ps, t, a in zip(pieces, times, ages, strict=False) for p in ps])
+        assert any(len(row) > 2 * max_new_tokens for row in rows)
+        length = max(map(len, rows))
+        rows = [row + [(self.tokenizer.eos_token_id, *row[-1][1:])] * (length - len(row)) for row in rows]
+
+        class Output:
+            sequences = torch.cat((input_ids, torch.tensor([[p for p, _, _ in row] for row in rows])), dim=1)
+            token_times = torch.tensor([[t for _, t, _ in row] for row in rows], dtype=torch.float64)
+            frame_age = torch.tensor([[a for _, _, a in row] for row in rows], dtype=torch.float64)
+
+        return Output()
+
+
+def test_english_words_of_several_tokens_are_put_together_and_understood():
+    tokenizer = bpe_tokenizer()
+    assert tokenizer.padding_side == "right"
+    video_processor = StreamFormerVideoProcessor(size={"height": 48, "width": 48}, fps=2)
+    processor = StreamChatProcessor(video_processor, tokenizer)
+    batches = streamworld._batches(list(streamworld_cases(12, "heldout", 3)))
+    cases = [case for batch in batches for _ in streamworld.VIEWERS for case in batch]
+    result = streamworld.evaluate(
+        EnglishViewer(cases, tokenizer), processor, seed=3, split="heldout", clips=12, progress=False
+    )
+    assert result["state_accuracy"]["fresh"] == 1.0 and result["streaming_score"]["fresh"]["score"] == 1.0
+    assert result["case_scores"] == [1.0] * 12
+    assert result["moved"]["frozen"]["accuracy"] == 0.0 and result["unmoved"]["frozen"]["accuracy"] == 1.0
+    assert {"digit", "motion"} <= set(result["by_kind"])
 
 
 def test_an_answer_that_ends_early_owes_what_it_left_out(processor):

@@ -73,7 +73,7 @@ def test_rows_come_from_all_sources_in_order_and_queries_move_with_the_pass(tmp_
     third = rows[3]["conversation"]
     assert third == rows[3]["conversation"]
     assert any(rows[i]["conversation"] != third for i in (5, 6))  # 5 and 6 are in the second pass
-    with pytest.raises(ValueError, match="its name must be one of streamworld, proactive_streamworld, dialogues, stream-it"):
+    with pytest.raises(ValueError, match="one of streamworld, proactive_streamworld, dialogues, stream-it"):
         load_source({"name": "ego4d"}, 2.0, None)
 
 

