@@ -323,7 +323,7 @@ def test_a_package_can_carry_the_text_model(tmp_path, monkeypatch):
     assert sft.text_source("some_llm") == (str(tmp_path / "some_llm"), {"gguf_file": "small.gguf"})
     assert sft.text_source(str(tmp_path / "some_llm")) == (str(tmp_path / "some_llm"), {"gguf_file": "small.gguf"})
     (tmp_path / "some_llm" / "large.gguf").touch()
-    assert sft.text_source("some_llm") == (str(tmp_path / "some_llm"), {})
+    assert sft.text_source("some_llm") == ("some_llm", {})
     assert sft.text_source("gpt2") == ("gpt2", {}) and sft.text_source("me/some_llm") == ("me/some_llm", {})
 
 

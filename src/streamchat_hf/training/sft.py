@@ -179,10 +179,13 @@ def text_source(name: str) -> tuple[str, dict[str, str]]:
     Returns:
         The folder or Hub id, and `gguf_file` if the folder holds a single one.
     """
-    package = importlib.util.find_spec(name) if name.isidentifier() and not Path(name).exists() else None
-    source = name if package is None or package.origin is None else str(Path(package.origin).parent)
-    quantised = sorted(Path(source).glob("*.gguf")) if Path(source).is_dir() else []
-    return source, {"gguf_file": quantised[0].name} if len(quantised) == 1 else {}
+    folder = Path(name)
+    if name.isidentifier() and not folder.exists():
+        package = importlib.util.find_spec(name)
+        if package is not None and package.origin is not None:
+            folder = Path(package.origin).parent
+    quantised = sorted(folder.glob("*.gguf")) if folder.is_dir() else []
+    return (str(folder), {"gguf_file": quantised[0].name}) if len(quantised) == 1 else (name, {})
 
 
 class NonFiniteError(RuntimeError):
