@@ -23,6 +23,7 @@ from streamchat_hf.data.streamworld import (
     HELDOUT_SHAPES,
     MOTIONS,
     SHAPES,
+    SLOTS,
     TICK,
     World,
 )
@@ -196,9 +197,12 @@ class LiveStreamWorld(Dataset):
         never: Share of alerts whose event does not come before the next question.
         one_attribute: In the training split, share of worlds with colours or shapes that no word names. Only the other
             attributes are asked for. Without them held-out combinations are described as known ones.
+        scenes: Of worlds of each kind (`"shape"`, `"digit"`, `"count"`) the share that is kept, in (0, 1]: those that
+            `World.sample` seldom draws can be shown as often as the others.
 
     Raises:
-        ValueError: For an unknown kind, less than two frames per second, or a row that is too short.
+        ValueError: For an unknown kind or scene, a share outside (0, 1], less than two frames per second, or a row
+            that is too short.
 
     Example:
     ```python
@@ -219,6 +223,7 @@ class LiveStreamWorld(Dataset):
         max_queries: int = 3,
         never: float = 0.2,
         one_attribute: float = 0.3,
+        scenes: Mapping[str, float] | None = None,
     ):
         if unknown := set(kinds) - set(KINDS):
             raise ValueError(f"unknown kinds {sorted(unknown)}: expected some of {tuple(KINDS)}")
@@ -228,8 +233,11 @@ class LiveStreamWorld(Dataset):
             raise ValueError(f"{fps} frames per second miss states: give at least {SLOWEST_FPS:g}")
         if max_queries < 1 or num_frames < max(4 * max_queries, fps):
             raise ValueError(f"{num_frames} frames are too few for {max_queries} questions: give at least 4 for each")
+        if scenes and (set(scenes) - set(SLOTS) or not all(0 < share <= 1 for share in scenes.values())):
+            raise ValueError(f"scenes are shares in (0, 1] of {tuple(SLOTS)}, not {dict(scenes)}")
         self.length, self.seed, self.split, self.fps, self.num_frames = length, seed, split, fps, num_frames
         self.kinds, self.max_queries, self.never, self.one_attribute = kinds, max_queries, never, one_attribute
+        self.scenes = scenes or {}
 
     def __len__(self) -> int:
         return self.length
@@ -241,6 +249,8 @@ class LiveStreamWorld(Dataset):
         frame_times = [round(1000 * i / self.fps) / 1000 for i in range(self.num_frames)]
         while True:
             world = self._world(rng)
+            if world.kind in self.scenes and rng.random() >= self.scenes[world.kind]:
+                continue
             turns = self._turns(rng, world, frame_facts(world, frame_times))
             if turns is not None:
                 break
