@@ -13,16 +13,17 @@ class Bell:
     Args:
         times: Seconds.
         side: Height and width of the frames it sees.
+        fps: The rate that it has learnt.
 
     Attributes:
         heard: All that happened, in order: `("ask", question)`, `("said", answer)`, `("watch", times of frames)`.
         shown: Pixels `(C, H, W)` of every frame that was encoded.
     """
 
-    def __init__(self, times=(), side: int = 8):
+    def __init__(self, times=(), side: int = 8, fps: float | None = None):
         self.times, self.question, self.heard, self.shown = set(times), None, [], []
         video_processor = StreamFormerVideoProcessor(size={"height": side, "width": side})
-        self.processor = SimpleNamespace(video_processor=video_processor)
+        self.processor = SimpleNamespace(video_processor=video_processor, frame_fps=fps)
 
     def ask(self, question):
         self.question = question

@@ -94,7 +94,7 @@ def load(model: str | None, trust_remote_code: bool) -> tuple[Any, Any]:
 
         bridge = StreamBridge.from_pretrained(path, trust_remote_code=trust_remote_code)
         return bridge, bridge.processor
-    talker = AutoModel.from_pretrained(path, trust_remote_code=trust_remote_code).eval()
+    talker = AutoModel.from_pretrained(path, trust_remote_code=trust_remote_code, use_safetensors=True).eval()
     if not hasattr(talker, "open_clock"):
         known = ", ".join(FAMILIES)
         raise ValueError(
@@ -113,7 +113,7 @@ def load_activation(path: str | None, trust_remote_code: bool) -> tuple[Any, Any
 
     if path is None:
         return None
-    model = AutoModel.from_pretrained(path, trust_remote_code=trust_remote_code).eval()
+    model = AutoModel.from_pretrained(path, trust_remote_code=trust_remote_code, use_safetensors=True).eval()
     if not hasattr(model, "watch"):
         raise ValueError(f"{path}: a {model.config.model_type} does not say when to answer; give an activation model")
     return model, AutoProcessor.from_pretrained(path, trust_remote_code=trust_remote_code)

@@ -57,11 +57,11 @@ def flat(rounds: list[Round]) -> list:
 
 
 def authors(rounds: list[Round], max_length: int, run_tokens: int) -> list:
-    """Appendix I over the rounds before the newest, with R = ceil((L - MaxLen) / k) instead of int(...) + 1."""
+    """Appendix I over the rounds before the last with frames; R = ceil((L - MaxLen) / k) instead of int(...) + 1."""
     images = [[item.rows for item in each.frames] for each in rounds]
     redundant = max(0, math.ceil((length(rounds, run_tokens=run_tokens) - max_length) / K))
     c = K * redundant
-    for r in range(len(rounds) - 1):
+    for r in range(newest(rounds)):
         n = len(images[r])
         if c <= 0 or n < 2:
             continue
@@ -81,7 +81,12 @@ def authors(rounds: list[Round], max_length: int, run_tokens: int) -> list:
 
 def spare(rounds: list[Round]) -> int:
     """How many tokens the rounds before the newest can pay by pooling."""
-    return sum(K * max(0, len(each.frames) - 1) for each in rounds[:-1])
+    return sum(K * max(0, len(each.frames) - 1) for each in rounds[: newest(rounds)])
+
+
+def newest(rounds: list[Round]) -> int:
+    """Which round was seen last."""
+    return max((i for i, each in enumerate(rounds) if each.frames), default=0)
 
 
 @pytest.mark.parametrize("run_tokens", [0, 1])
@@ -96,7 +101,7 @@ def test_as_the_authors_write_it(run_tokens):
             left = length(result, run_tokens=run_tokens)
             assert left <= max_length
             assert left == whole or left > max_length - K  # never more than needed
-            assert result[-1] is rounds[-1]  # the newest round is not touched
+            assert result[newest(rounds)] is rounds[newest(rounds)]  # the newest round is not touched
             assert [(each.opening, each.text) for each in result] == [(each.opening, each.text) for each in rounds]
             pooled += left < whole
     assert pooled > 200
@@ -228,3 +233,15 @@ def test_last_of_all_the_newest_round_blurs_but_for_its_newest_frame():
     assert newest.text == rounds[1].text
     with pytest.raises(ValueError, match="1 tokens too many for max_length"):
         compress(rounds, alone - 3 * K - 1)
+
+
+def test_questions_without_anything_new_to_see_do_not_make_frames_old():
+    seen, *asked = rounds_of([6, 0, 0], [2, 5, 3])
+    asked[-1] = replace(asked[-1], question=(9, 9))
+    whole = length([seen, *asked])
+    assert compress([seen, *asked], whole - 5) == [seen, asked[-1]]  # what was said between goes first
+    first, *rest = compress([seen, *asked], whole - 5 - 2 * K)
+    assert first.frames[-1] is seen.frames[-1] and len(first.frames) == 4 and rest == [asked[-1]]
+    assert compress([seen, *asked], 3) == [asked[-1]]
+    with pytest.raises(ValueError, match="1 tokens too many"):
+        compress([seen, *asked], 2)

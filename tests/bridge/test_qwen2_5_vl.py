@@ -1,5 +1,7 @@
 """Qwen2.5-VL's patches and positions, against transformers and a restatement."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from PIL import Image
 from transformers import Qwen2VLImageProcessorPil
 
 from bridge_helpers import frames, tiny_bridge
+from streamchat_hf.bridge.processor import BridgeProcessor
 from streamchat_hf.bridge.qwen2_5_vl import patchify
 
 
@@ -50,8 +53,17 @@ def test_without_frames_positions_count_words():
 
 
 def test_settings_of_older_checkpoints_are_understood():
-    family = tiny_bridge("qwen2_5_vl").family
-    assert family.frame_size(40, 60, {"min_pixels": 64, "max_pixels": 384}) == (16, 24)
+    bridge = tiny_bridge("qwen2_5_vl")
+    family = bridge.family
+    older = SimpleNamespace(
+        tokenizer=bridge.processor.tokenizer,
+        chat_template=bridge.processor.chat_template,
+        video_processor={**bridge.processor.settings, "size": None, "min_pixels": 64, "max_pixels": 384},
+    )
+    processor = BridgeProcessor(older, family)
+    assert family.frame_size(40, 60, processor.settings) == (16, 24)
+    processor.settings["size"] = {"shortest_edge": 16, "longest_edge": 96}  # what is said later counts
+    assert family.frame_size(40, 60, processor.settings) == (8, 8)
     assert family.frame_size(40, 60, {"size": {"shortest_edge": 64, "longest_edge": 384}}) == (16, 24)
     for settings in ({}, {"size": {"height": 16, "width": 24}}):
         with pytest.raises(ValueError, match="must say shortest_edge and longest_edge in size"):

@@ -65,6 +65,13 @@ def starts(events):
     return [(event.question, event.time) for event in events if isinstance(event, ResponseStarted)]
 
 
+@pytest.mark.parametrize(("asked", "seen"), [(None, [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]), (2.0, TIMES)])
+def test_frames_come_at_the_rate_that_the_watcher_has_learnt(asked, seen):
+    bell = Bell(fps=1.0)
+    run("streamchat", bell, fps=asked)
+    assert bell.watched == seen
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_talker_speaks_when_and_only_when_the_watcher_says_so(kind):
     bell = Bell([1.5, 4.0])

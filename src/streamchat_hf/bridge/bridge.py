@@ -85,6 +85,7 @@ class StreamBridge(GenerationMixin):
         activation: Any = None,
         max_length: int = MAX_LENGTH,
         trust_remote_code: bool = False,
+        revision: str = "main",
         **model_options: Any,
     ) -> "StreamBridge":
         """Loads a model and its processor.
@@ -93,13 +94,15 @@ class StreamBridge(GenerationMixin):
             path: folder or Hub id.
             activation, max_length: as of the class.
             trust_remote_code: whether code that comes with it may run.
+            revision: branch, tag or commit on the Hub.
             **model_options: for the model, such as `dtype` or `device_map`.
 
         Raises:
             ValueError: if the model is of no family that is known.
         """
-        family_of(AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code))  # before gigabytes are loaded
-        options = {"trust_remote_code": trust_remote_code}
+        options = {"trust_remote_code": trust_remote_code, "revision": revision}
+        family_of(AutoConfig.from_pretrained(path, **options))  # before gigabytes are loaded
+        model_options["use_safetensors"] = True
         model = AutoModelForImageTextToText.from_pretrained(path, **options, **model_options).eval()
         return cls(model, SavedProcessor(path, **options), activation, max_length)
 

@@ -5,9 +5,10 @@ over time in every place of the image. So a round keeps at least one frame, text
 one blurred frame for its beginning and sharp ones after it. The authors remove R = int((L - max_length) / k) + 1
 frames of k tokens, one more than is needed when it divides; here R = ceil((L - max_length) / k).
 
-The authors stop when every old round has one frame. A stream that lasts for days goes on: then the oldest rounds are
-forgotten with their text, all but the newest question, and last of all the newest round's own oldest frames are
-pooled, all but its newest one.
+The newest round is the last one with frames: what is asked and answered behind it without anything new to see does not
+make its frames old. The authors stop when every old round has one frame. A stream that lasts for days goes on: then
+the oldest rounds are forgotten with their text, all but the newest question; then the newest round's own oldest frames
+are pooled, all but its newest one; and last of all it is forgotten, if something was asked behind it.
 
 Frames know how many they stand for. As long as old rounds can pay, compressing after every frame therefore gives what
 compressing the whole past at once would give.
@@ -46,22 +47,29 @@ def compress(
     """
     rounds = list(rounds)
     excess = sum(each.length(frame_tokens, run_tokens) for each in rounds) - max_length
-    for index in range(len(rounds) - 1):
+    newest = max((index for index, each in enumerate(rounds) if each.frames), default=len(rounds) - 1)
+    for index in range(newest):
         rounds[index], excess = _pool_oldest(rounds[index], excess, frame_tokens, kept=0)
-    newest = rounds[-1:]
-    past = []
-    for each in rounds[:-1]:
-        left = each.forgotten() if excess > 0 else each
-        excess -= each.length(frame_tokens, run_tokens) - (left.length(frame_tokens, run_tokens) if left else 0)
-        past += [left] if left else []
-    if newest:
-        newest[0], excess = _pool_oldest(newest[0], excess, frame_tokens, kept=1)
+    for index in (*range(newest), *range(newest + 1, len(rounds) - 1)):
+        rounds[index], excess = _forget(rounds[index], excess, frame_tokens, run_tokens)
+    if rounds:
+        rounds[newest], excess = _pool_oldest(rounds[newest], excess, frame_tokens, kept=1)
+    if newest < len(rounds) - 1:
+        rounds[newest], excess = _forget(rounds[newest], excess, frame_tokens, run_tokens)
     if excess > 0:
         raise ValueError(
             f"{excess} tokens too many for max_length: the newest question, the newest round's text and two of its "
             f"frames need {max_length + excess}, and there is room for {max_length}. Give a larger max_length"
         )
-    return past + newest
+    return [each for each in rounds if each.opening or each.frames or each.text]
+
+
+def _forget(each: Round, excess: int, frame_tokens: FrameTokens, run_tokens: int) -> tuple[Round, int]:
+    """Forgets a round, all but the newest question, if there is an excess; tells what of that is left."""
+    if excess <= 0:
+        return each, excess
+    left = each.forgotten() or Round()
+    return left, excess - each.length(frame_tokens, run_tokens) + left.length(frame_tokens, run_tokens)
 
 
 def _pool_oldest(each: Round, excess: int, frame_tokens: FrameTokens, kept: int) -> tuple[Round, int]:

@@ -63,7 +63,7 @@ class BridgeProcessor:
         if self.chat_template is None:
             raise ValueError("neither the processor nor its tokenizer has a chat template")
         own: Any = getattr(processor, "video_processor", None) or processor.image_processor
-        self.settings: dict[str, Any] = own if isinstance(own, dict) else own.to_dict()
+        self.settings = _with_size(own if isinstance(own, dict) else own.to_dict())
         pixels = {name: self.settings[name] for name in PIXELS if self.settings.get(name) is not None}
         self.video_processor = BridgeVideoProcessor(
             lambda height, width: family.frame_size(height, width, self.settings), **pixels
@@ -101,15 +101,24 @@ class BridgeProcessor:
         return self.tokenizer.apply_chat_template(messages, chat_template=self.chat_template, **options)
 
 
+def _with_size(settings: dict[str, Any]) -> dict[str, Any]:
+    """A video processor's settings, with a range of pixels by its older names as `size`."""
+    older = {"min_pixels": "shortest_edge", "max_pixels": "longest_edge"}
+    found = {name: settings[old] for old, name in older.items() if settings.get(old)}
+    kept = {name: value for name, value in settings.items() if name not in older}
+    return {**kept, "size": {**(kept.get("size") or {}), **found}} if found else kept
+
+
 class SavedProcessor:
     """The parts of a saved processor that can be loaded without torchvision.
 
     Args:
         path: folder or Hub id.
-        **options: for `from_pretrained`, such as `trust_remote_code`.
+        **options: for `from_pretrained`: `trust_remote_code`, `revision`.
     """
 
     def __init__(self, path: Any, **options: Any):
         self.tokenizer = AutoTokenizer.from_pretrained(path, **options)
-        self.chat_template = ProcessorMixin.get_processor_dict(path)[0].get("chat_template")
-        self.video_processor = BaseVideoProcessor.get_video_processor_dict(path)[0]
+        revision = options.get("revision", "main")
+        self.chat_template = ProcessorMixin.get_processor_dict(path, revision=revision)[0].get("chat_template")
+        self.video_processor = BaseVideoProcessor.get_video_processor_dict(path, revision=revision)[0]

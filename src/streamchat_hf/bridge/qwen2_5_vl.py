@@ -19,14 +19,13 @@ class Qwen2_5_VL(Family):
         return smart_resize(height, width, vision.patch_size * vision.spatial_merge_size, *self.pixel_range(settings))
 
     def pixel_range(self, settings: dict[str, Any]) -> tuple[int, int]:
-        """How few and how many pixels a frame may have, by the video processor's settings, also by older ones.
+        """How few and how many pixels a frame may have, by the video processor's settings.
 
         Raises:
             ValueError: if they do not say.
         """
         size = settings.get("size") or {}
-        least, most = settings.get("min_pixels"), settings.get("max_pixels")
-        least, most = least or size.get("shortest_edge"), most or size.get("longest_edge")
+        least, most = size.get("shortest_edge"), size.get("longest_edge")
         if not least or not most:
             raise ValueError(f"the video processor must say shortest_edge and longest_edge in size, not {size}")
         return least, most

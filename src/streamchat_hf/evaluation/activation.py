@@ -177,7 +177,7 @@ def calibrate(
     Returns:
         For every threshold that was tried what [`event_f1`] says of it, thresholds ascending.
     """
-    watched = encode_rows(ActivationWatcher(model, processor), rows)
+    watched = encode_rows(ActivationWatcher(model.eval(), processor), rows)
     tried: dict[float, dict[str, Any]] = {}
 
     def look(thresholds: Iterable[float]) -> float:

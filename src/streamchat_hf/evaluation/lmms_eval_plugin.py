@@ -141,7 +141,7 @@ def _load(pretrained: str | None, trust_remote_code: bool, device: str | None) -
     from streamchat_hf.bridge.families import FAMILIES
 
     path = pretrained or str(tiny_checkpoint())
-    how = {"trust_remote_code": trust_remote_code}
+    how: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if AutoConfig.from_pretrained(path, **how).model_type in FAMILIES:
         bridge = StreamBridge.from_pretrained(path, **how)
         bridge.model.to(device)

@@ -66,6 +66,9 @@ class ActivationWatcher:
             return
         start = self.processor.piece_ids("]\nAssistant:")
         words = self.processor.piece_ids(f"]\nAssistant: {answer}")[len(start) :]
+        # A talker may write what stands for frames or ends an answer here; to it these are letters.
+        special = (self.model.config.v_placeholder_id, self.model.config.eos_token_id)
+        words = [word for word in words if word not in special]
         if self._has_begun:
             self._cache.begin_response()
         else:

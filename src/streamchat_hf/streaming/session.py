@@ -59,7 +59,8 @@ class StreamingSession:
         processor: Its processor.
         source: What `processor.stream` takes, or what it returns; an iterator of frames that are ready for the model,
             as `generate` takes them; or a [`Recording`]. Without any frame, questions are answered without video.
-        fps: Frames per second to look at; `None` for all. Of an iterator: the rate of frames without times.
+        fps: Frames per second to look at. `None`: the rate that the activation model has learnt, if there is one, or
+            else that of the processor, which may be all. Of an iterator: the rate of frames without times.
         policy: When to speak: `"on-question"`; or `"streaming-eos"`, also when a frame says so, which only some models
             have learnt; or `"activation"`, when a second model says so: a question then stands until the next one. It
             is not answered at once, and may be answered many times. `None`: as the model has, or `"activation"` if
@@ -121,6 +122,7 @@ class StreamingSession:
         options = (system, max_new_tokens, max_text_tokens, generate_kwargs)
         self._talker: Talker | ActivationTalker = open_talker(model, processor, self.policy, *options)
         shared: SharedFrames | None = None
+        watcher: Any = None
         if self.policy == "activation":
             watcher = open_watcher(model, activation)
             shared = SharedFrames(watcher)
@@ -140,7 +142,8 @@ class StreamingSession:
         else:
             # A file that is open iterates, too, but over lines.
             is_frames = hasattr(source, "__next__") and not hasattr(source, "read")
-            self._stream = source if is_frames else processor.stream(source, fps=fps, stall_timeout=frame_timeout)
+            rate = watcher.processor.frame_fps if fps is None and watcher is not None else fps
+            self._stream = source if is_frames else processor.stream(source, fps=rate, stall_timeout=frame_timeout)
             patience = frame_timeout if is_frames else frame_timeout + GRACE
             how = (fps, tokens_per_second, backpressure, patience)
             self._clock = model.open_clock(self._stream, self.cache, *how)
