@@ -30,13 +30,13 @@ def judge_command(
     check_folders(json_file, plot)
     if plot is not None:
         from streamchat_hf.evaluation.pairwise_judge_plot import plot_judgement
-    if model is None and endpoint is None:
-        raise ValueError("who judges? Name a --model, an --endpoint, or both")
+    if model is None:  # the name tells whose verdicts the log has, so an endpoint alone is not enough
+        raise ValueError("who judges? Name a --model; with an --endpoint, by the name that the server knows")
     console = Console(highlight=False)
     result = judge_answers(
         answers_a,
         answers_b,
-        load_language_model(model or "default", endpoint),
+        load_language_model(model, endpoint),
         json_file.with_suffix(".progress.jsonl"),
         questions=questions,
         seed=seed,

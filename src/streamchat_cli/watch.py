@@ -96,9 +96,7 @@ def chat(
     source: Annotated[str, typer.Argument(help="File, URL, RTSP stream, camera:0, screen or folder of images.")],
     question: Annotated[str | None, typer.Argument(help="What to ask; default: every line of the input.")] = None,
     at: Annotated[float, typer.Option(help="When QUESTION is asked, in seconds.")] = 0.0,
-    fps: Annotated[
-        float | None, typer.Option(help="Frames per second to look at; default: the model's own rate, or all.")
-    ] = None,
+    fps: Annotated[float | None, typer.Option(help="Frames per second to look at; default: its own, or all.")] = None,
     tokens_per_second: Annotated[
         float | None, typer.Option(help="Speed of a simulated clock; default: the wall clock.")
     ] = None,
@@ -131,11 +129,9 @@ def chat(
     if filmstrip is not None and question is None:
         raise ValueError("a film strip needs a QUESTION")
     console = Console(highlight=False)
-    talker, processor = load(model, trust_remote_code)
-    watcher = load_activation(activation, trust_remote_code)
+    (talker, processor), watcher = load(model, trust_remote_code), load_activation(activation, trust_remote_code)
     policy = _choose_policy(talker, policy, watcher, filmstrip)
-    if fps is None and watcher is not None:
-        fps = watcher[1].frame_fps
+    fps = watcher[1].frame_fps if fps is None and watcher is not None else fps
     watch = functools.partial(processor.stream, source, fps=fps, live=live, stall_timeout=stall_timeout)
     speak = functools.partial(StreamingSession, talker, processor, system=system, do_sample=False)
     frames = _keep_images(watch(), processor.video_processor) if filmstrip else watch()

@@ -70,16 +70,9 @@ def test_a_run_writes_its_result_and_prints_and_draws_the_shares(answers, tmp_pa
         assert picture.format == "PNG"
 
 
-def test_an_endpoint_needs_no_name_of_a_model(answers):
-    with ScriptedEndpoint(prefers_longer) as endpoint:
-        judge(answers, "--endpoint", endpoint.url)
-        assert {request.body["model"] for request in endpoint.requests} == {"default"}
-    assert json.loads(answers[0].with_name("run.json").read_text())["judge"] == "default"
-
-
 def test_malformed_verdicts_are_kept_and_cannot_be_drawn(answers, tmp_path):
     with ScriptedEndpoint(lambda messages, before: "The first.") as endpoint:
-        output = judge(answers, "--endpoint", endpoint.url, "--plot", tmp_path / "plot.png", code=1)
+        output = judge(answers, "--endpoint", endpoint.url, "--model", "tiny", "--plot", tmp_path / "plot.png", code=1)
     assert "malformed 4" in output and output.endswith("so there is nothing to draw")
     assert json.loads((tmp_path / "run.json").read_text())["counts"]["malformed"] == 4
 
@@ -87,10 +80,11 @@ def test_malformed_verdicts_are_kept_and_cannot_be_drawn(answers, tmp_path):
 @pytest.mark.parametrize(
     ("options", "error"),
     [
-        ([], "who judges? Name a --model, an --endpoint, or both"),
-        (["--endpoint", "localhost"], "the address of an endpoint reads http://host/v1"),
+        ([], "who judges? Name a --model"),
+        (["--endpoint", "http://localhost/v1"], "with an --endpoint, by the name that the server knows"),
+        (["--endpoint", "localhost", "--model", "tiny"], "the address of an endpoint reads http://host/v1"),
         (["--endpoint", "http://localhost/v1", "--plot", "missing/plot.png"], "missing: no such folder"),
-        (["--endpoint", "http://localhost/v1", "--questions", "missing.jsonl"], "missing.jsonl"),
+        (["--model", "http://localhost/v1", "--questions", "missing.jsonl"], "missing.jsonl"),
     ],
 )
 def test_what_a_user_can_cause_ends_in_one_line(answers, options, error):
@@ -104,5 +98,5 @@ def test_a_wrong_key_ends_in_one_line_too(answers):
         more = [{**rows[0], "id": f"q{i}", "model": model} for i in range(9)]
         path.write_text("".join(json.dumps(row) + "\n" for row in more))
     with ScriptedEndpoint(lambda messages, before: Reply("wrong key", status=401)) as endpoint:
-        output = judge(answers, "--endpoint", endpoint.url, code=1)
-    assert "error: no answer for 16 verdicts in a row; default: HTTP Error 401: Unauthorized: wrong key" in output
+        output = judge(answers, "--endpoint", endpoint.url, "--model", "tiny", code=1)
+    assert "error: no answer for 16 verdicts in a row; tiny: HTTP Error 401: Unauthorized: wrong key" in output

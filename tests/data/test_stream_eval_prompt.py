@@ -50,6 +50,8 @@ def test_the_example_in_the_prompt_is_what_is_read():
         {"answer": "According to the captions he cooks."},
         {"question": "What will he do in 5 seconds?"},
         {"answer": "He stops at 12.5 s."},
+        {"answer": "He stops after 90 s."},
+        {"answer": "He stops at 12.90s, not at 15s."},
         {"question": "Who is the cook in a white hat slices three carrots?"},  # eight words in a row
         {"question": "The lid is on, and steam RISES: why?"},  # a whole caption
         {"question": "The timestamps, please."},
@@ -64,6 +66,7 @@ def test_leaks_are_refused(changes):
     [
         {},
         {"question": "What is the cook in a white hat doing?"},  # six words
+        {"question": "Is this cook in his 30s wearing a hat from the 1980s, or from the mid-90s?"},
         {"question": "He stirs, but what?"},  # a caption of two
         {"question": "What does the second man do with the orange segments?"},
         {"answer": "He drops them, one by one, into a pot."},  # the truth in the words of a caption

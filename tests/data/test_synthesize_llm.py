@@ -238,8 +238,8 @@ def test_a_local_model_without_a_chat_template_is_refused(tiny_folder, tmp_path)
 
 
 def test_a_command_line_names_each_of_them(tiny_folder):
-    named = [("name", "http://h/v1"), ("http://h/v1", None), (str(tiny_folder), None), ("org/model", None)]
+    named = [("name", "http://h/v1"), ("http://h/v1", None), (f"{tiny_folder}/", None), ("org/model", None)]
     models = [load_language_model(*names) for names in named]
     assert [type(model.complete) for model in models] == [Endpoint, Endpoint, LocalModel, HubModel]
-    assert [model.name for model in models] == [name for name, _ in named]
+    assert [model.name for model in models] == ["name", "http://h/v1", tiny_folder.name, "org/model"]
     assert (models[0].complete.model, models[0].complete.url) == ("name", "http://h/v1/chat/completions")

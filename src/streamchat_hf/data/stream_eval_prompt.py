@@ -44,9 +44,11 @@ _CHECKS = ("visible", "needed", "live")
 # So many words in a row that a question shares with a caption are quoted from it; a whole caption is, if it is at
 # least a short sentence.
 _QUOTE, _SENTENCE = 8, 4
-# The user has a screen: what the prompt is made of, and times to read off a clock, stand only there.
+# The user has a screen: what the prompt is made of, and times to read off a clock, stand only there. The 1980s and the
+# 90s are no seconds.
 _MENTION = re.compile(
-    r"\bcaptions?\b|\btime\s?stamps?\b|\b(?:this|the|video) segments?\b|\b\d+(?:\.\d+)?\s*(?:s|secs?|seconds?)\b",
+    r"\bcaptions?\b|\btime\s?stamps?\b|\b(?:this|the|video) segments?\b"
+    r"|\b(?!(?:1\d\d|20\d|[2-9])0s\b)\d+(?:\.\d+)?\s*(?:s|secs?|seconds?)\b",
     re.IGNORECASE,
 )
 

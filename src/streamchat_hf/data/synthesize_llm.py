@@ -192,7 +192,7 @@ class LocalModel:
 
 
 def load_language_model(model: str, base_url: str | None = None) -> LanguageModel:
-    """Return the model that a command line names.
+    """Return the model that a command line names; a folder's is called as the folder is.
 
     Args:
         model: With a base URL the name that the server knows; else the URL of an endpoint, a folder, or a Hub id.
@@ -206,5 +206,6 @@ def load_language_model(model: str, base_url: str | None = None) -> LanguageMode
     if model.startswith(("http://", "https://")):
         return LanguageModel(model, Endpoint(model, "default"))
     if Path(model).is_dir():
-        return LanguageModel(model, LocalModel(model))
+        # Where a folder lies is nothing for the data that are made with it.
+        return LanguageModel(Path(model).resolve().name, LocalModel(model))
     return LanguageModel(model, HubModel(model))

@@ -46,10 +46,13 @@ class SharedFrames:
 
     Args:
         watcher: An [`ActivationWatcher`].
+
+    Attributes:
+        fps: Frames per second that it has learnt.
     """
 
     def __init__(self, watcher: Any) -> None:
-        self._watcher = watcher
+        self._watcher, self.fps = watcher, watcher.processor.frame_fps
         self._prepare = watcher.processor.video_processor.preprocess_frame
         self._state: Any = None  # of the watcher's vision tower
         self._ready: deque = deque()

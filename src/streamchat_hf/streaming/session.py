@@ -122,7 +122,6 @@ class StreamingSession:
         options = (system, max_new_tokens, max_text_tokens, generate_kwargs)
         self._talker: Talker | ActivationTalker = open_talker(model, processor, self.policy, *options)
         shared: SharedFrames | None = None
-        watcher: Any = None
         if self.policy == "activation":
             watcher = open_watcher(model, activation)
             shared = SharedFrames(watcher)
@@ -142,11 +141,10 @@ class StreamingSession:
         else:
             # A file that is open iterates, too, but over lines.
             is_frames = hasattr(source, "__next__") and not hasattr(source, "read")
-            rate = watcher.processor.frame_fps if fps is None and watcher is not None else fps
+            rate = shared.fps if fps is None and shared is not None else fps
             self._stream = source if is_frames else processor.stream(source, fps=rate, stall_timeout=frame_timeout)
             patience = frame_timeout if is_frames else frame_timeout + GRACE
-            how = (fps, tokens_per_second, backpressure, patience)
-            self._clock = model.open_clock(self._stream, self.cache, *how)
+            self._clock = model.open_clock(self._stream, self.cache, fps, tokens_per_second, backpressure, patience)
         if shared is not None:
             shared.attach(self._stream, self._clock.readers)
         self._recorder = None if record is None else Recorder(record)

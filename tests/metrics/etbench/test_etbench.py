@@ -117,6 +117,13 @@ def test_a_subset_is_chosen_by_task_source_and_index():
     assert chosen == METRIC.compute(predictions=[samples[0], samples[3]])
 
 
+def test_a_subset_needs_an_index_of_every_entry():
+    unnamed = {key: value for key, value in GROUNDED.items() if key != "idx"}
+    with pytest.raises(ValueError, match="^etbench: entry 1 of tvg a has no 'idx', which a subset needs$"):
+        METRIC.compute(predictions=[GROUNDED, unnamed], subset={"tvg": {"a": [0]}})
+    assert METRIC.compute(predictions=[GROUNDED, unnamed])["tvg"]["a"]["Total"] == 2  # the whole file does not
+
+
 def test_no_score_depends_on_what_else_is_in_the_file(monkeypatch):
     captioned = {**GROUNDED, "task": "dvc", "tgt": [[0, 9]], "g": ["he sits"], "a": "50 - 60 seconds, he sits"}
     seen = []

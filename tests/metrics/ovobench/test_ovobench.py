@@ -149,11 +149,33 @@ def test_without_a_group_there_is_no_total():
         ({"id": 3, "task": "REC", "test_info": [{"response": ["3"], "count": 3}]}, "REC 3: a list is no count"),
         ({"id": 3, "task": "REC", "test_info": [{"response": 3, "count": 3}]}, "REC 3: the response 3 is no text"),
         ({"id": 3, "task": "SSR", "test_info": [{"response": True, "type": 1}]}, "the response True is no text"),
+        ({"id": 3, "task": "CRR", "test_info": [{"answer": "Yes", "type": 1}]}, "CRR 3: there is no 'response'"),
     ],
 )
 def test_where_the_official_script_dies_the_answer_is_wrong(entry, message):
     with pytest.warns(UserWarning, match=message):
         assert accuracy(entry["task"], forward=[entry]) == 0.0
+
+
+def test_an_answer_under_another_key_is_wrong_and_said():
+    with pytest.warns(UserWarning, match="EPM 0: there is no 'response', which counts as wrong"):
+        assert accuracy("EPM", backward=[{"id": 0, "task": "EPM", "answer": "A", "ground_truth": "A"}]) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("group", "entry", "message"),
+    [
+        ("backward", {"id": 3, "response": "A", "ground_truth": "A"}, "an entry of backward has no 'task'"),
+        ("realtime", {"id": 3, "task": "OCR", "response": "A"}, "OCR 3 has no 'ground_truth'"),
+        ("forward", {"id": 3, "task": "REC", "test_info": [{"response": "3"}]}, "REC 3 has no 'count'"),
+        ("forward", {"id": 3, "task": "SSR", "test_info": [{"response": "No"}]}, "SSR 3 has no 'type'"),
+        ("forward", {"id": 3, "task": "CRR"}, "CRR 3 has no 'test_info'"),
+    ],
+)
+def test_what_an_entry_lacks_is_named(group, entry, message):
+    with pytest.raises(ValueError, match=f"^ovobench: {message}$"):
+        METRIC.compute(predictions=[file(**{group: [entry]})])
+    assert METRIC.compute(predictions=[file()])["total"] == 100.0  # and leaves nothing behind
 
 
 @pytest.mark.parametrize("entry", [{"id": 3, "task": "SSR", "test_info": []}, {**FORWARD, "task": "XYZ"}])

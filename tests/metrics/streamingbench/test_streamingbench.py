@@ -119,6 +119,21 @@ def test_without_a_history_a_proactive_answer_is_wrong(answer, message):
 
 
 @pytest.mark.parametrize(
+    ("asked", "task", "key", "name"),
+    [
+        (question("B"), "real", "answer", "Counting at 0:00:20, '[?]'"),
+        (question(""), "omni", "task_type", "a question at 0:00:20, '[?]'"),
+        (proactive((60, "3")), "proactive", "ground_truth_time_stamp", "Proactive Output at [?], '[?]'"),
+        (proactive((60, "3")), "proactive", "ground_truth_output", "Proactive Output at [?], '[?]'"),
+    ],
+)
+def test_what_a_question_lacks_is_named(asked, task, key, name):
+    with pytest.raises(ValueError, match=f"^streamingbench: {name} has no '{key}'$"):
+        count({name: value for name, value in asked.items() if name != key}, task=task)
+    assert count(question("B"))["total"]["total"] == 1  # and leaves nothing behind
+
+
+@pytest.mark.parametrize(
     ("entries", "task", "message"),
     [
         ([], "reel", "task is one of real, omni, sqa, proactive, not 'reel'"),

@@ -82,8 +82,10 @@ class Etbench(evaluate.Metric):
         subset: Mapping[str, Mapping[str, Sequence[int]]] | None = None,
     ) -> dict[str, Any]:
         groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-        for sample in map(json.loads, predictions):
+        for position, sample in enumerate(map(json.loads, predictions)):
             task, source = sample["task"], sample["source"]
+            if subset is not None and "idx" not in sample:
+                raise ValueError(f"etbench: entry {position} of {task} {source} has no 'idx', which a subset needs")
             if subset is None or sample["idx"] in subset.get(task, {}).get(source, ()):
                 groups.setdefault((task, source), []).append(sample)
         embed = SentenceEncoder(encoder)

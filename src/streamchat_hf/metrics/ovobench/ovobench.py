@@ -84,7 +84,8 @@ def _scores(entries: Sequence[Mapping[str, Any]], group: str) -> dict[str, dict[
     """Of each task of a group, in order of appearance."""
     correct: dict[str, list[bool]] = {}
     for entry in entries:
-        correct.setdefault(entry["task"], []).extend(_correct(entry, group))
+        task = _required(entry, "task", f"an entry of {group}")
+        correct.setdefault(task, []).extend(_correct(entry, group))
     for task in [task for task, answers in correct.items() if not answers]:
         warnings.warn(f"ovobench: {task} has no queries and is left out", stacklevel=2)
         del correct[task]
@@ -98,18 +99,29 @@ def _correct(entry: Mapping[str, Any], group: str) -> Iterable[bool]:
     """Whether each answer of an entry is right: one, or as many as a forward task was polled."""
     task, where = entry["task"], f"{entry['task']} {entry.get('id', '')}".strip()
     if group != "forward":
-        return [_contains(_response(entry, where), entry["ground_truth"])]
+        return [_contains(_response(entry, where), _required(entry, "ground_truth", where))]
     if task == "REC":
-        return [_counted(_response(poll, where), poll["count"], where) for poll in entry["test_info"]]
+        polls = _required(entry, "test_info", where)
+        return [_counted(_response(poll, where), _required(poll, "count", where), where) for poll in polls]
     if task in ("SSR", "CRR"):
-        return [_agreed(_response(poll, where), poll["type"]) for poll in entry["test_info"]]
+        polls = _required(entry, "test_info", where)
+        return [_agreed(_response(poll, where), _required(poll, "type", where)) for poll in polls]
     warnings.warn(f"ovobench: {where}: there is no forward task of this name", stacklevel=2)
     return []
 
 
+def _required(row: Mapping[str, Any], key: str, where: str) -> Any:
+    if key not in row:
+        raise ValueError(f"ovobench: {where} has no {key!r}")
+    return row[key]
+
+
 def _response(answered: Mapping[str, Any], where: str) -> str | list | None:
     """A text, a list of texts, or None if the model failed."""
-    response = answered.get("response")
+    if "response" not in answered:
+        warnings.warn(f"ovobench: {where}: there is no 'response', which counts as wrong", stacklevel=2)
+        return None
+    response = answered["response"]
     if response is not None and not isinstance(response, str | list):
         warnings.warn(f"ovobench: {where}: the response {response!r} is no text and counts as wrong", stacklevel=2)
         return None

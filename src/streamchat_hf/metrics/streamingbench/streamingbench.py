@@ -65,8 +65,9 @@ class Streamingbench(evaluate.Metric):
         counts: dict[str, dict[str, int]] = {}
         for question in _questions([json.loads(entry) for entry in predictions], task):
             if model in question:
+                kind = _required(question, "task_type")
                 row = _proactive(question, model) if task == "proactive" else _choice(question, model, task)
-                names = [question["task_type"], "total"] if task in ("real", "omni") else [question["task_type"]]
+                names = [kind, "total"] if task in ("real", "omni") else [kind]
                 for name in names if row else ():
                     count = counts.setdefault(name, dict.fromkeys(("total", *row), 0))
                     for key, correct in {"total": True, **row}.items():
@@ -95,7 +96,7 @@ def _choice(question: Mapping[str, Any], model: str, task: str) -> dict[str, boo
         _warn(question, f"the response {response!r} has no first character and counts as wrong")
         return {"correct": False}
     # The first of a list is not one character but one text; an empty one is not counted.
-    return {"correct": response[0] == question["answer"]} if response[0] else {}
+    return {"correct": response[0] == _required(question, "answer")} if response[0] else {}
 
 
 def _proactive(question: Mapping[str, Any], model: str) -> dict[str, bool]:
@@ -106,11 +107,14 @@ def _proactive(question: Mapping[str, Any], model: str) -> dict[str, bool]:
     except (IndexError, KeyError, TypeError):
         _warn(question, "there is no dialog history, which counts as wrong")
         return {"time_correct": False, "answer_correct": False}
-    in_time = abs(time - _seconds(question["ground_truth_time_stamp"])) <= TOLERANCE
+    in_time = abs(time - _seconds(_required(question, "ground_truth_time_stamp"))) <= TOLERANCE
     if in_time and not isinstance(content, str):
         _warn(question, f"the last content {content!r} is no text and counts as wrong")
         return {"time_correct": True, "answer_correct": False}
-    return {"time_correct": in_time, "answer_correct": in_time and question["ground_truth_output"] in content}
+    return {
+        "time_correct": in_time,
+        "answer_correct": in_time and _required(question, "ground_truth_output") in content,
+    }
 
 
 def _with_accuracies(count: Mapping[str, int]) -> dict[str, float]:
@@ -126,6 +130,16 @@ def _seconds(time_stamp: str) -> int:
     return seconds
 
 
+def _required(question: Mapping[str, Any], key: str) -> Any:
+    if key not in question:
+        raise ValueError(f"streamingbench: {_name(question)} has no {key!r}")
+    return question[key]
+
+
 def _warn(question: Mapping[str, Any], what: str) -> None:
-    where = f"{question['task_type']} at {question.get('time_stamp', '?')}, {question.get('question', '?')!r}"
-    warnings.warn(f"streamingbench: {where}: {what}", stacklevel=2)
+    warnings.warn(f"streamingbench: {_name(question)}: {what}", stacklevel=2)
+
+
+def _name(question: Mapping[str, Any]) -> str:
+    kind = question.get("task_type", "a question")
+    return f"{kind} at {question.get('time_stamp', '?')}, {question.get('question', '?')!r}"
