@@ -96,6 +96,18 @@ def square(number: int) -> int:
     return number * number
 
 
+def load_failing(folder: Path, failing: int):
+    """Who squares, leaves a file for each number, and fails at one of them."""
+
+    def leave(number: int) -> int:
+        if number == failing:
+            raise KeyError("of the model")
+        (folder / str(number)).touch()
+        return square(number)
+
+    return Viewer(leave, 1)
+
+
 def load_toy():
     """Who squares."""
     return Viewer(square, 1)

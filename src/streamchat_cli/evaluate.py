@@ -1,6 +1,7 @@
 """`streamchat eval`: a model before a benchmark, on the path that a user has."""
 
 import functools
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,6 +25,9 @@ from streamchat_cli.app import (
 if TYPE_CHECKING:
     from streamchat_hf.evaluation.benchmark_protocol import Viewer
     from streamchat_hf.evaluation.benchmark_run import Benchmark
+
+# A model's files are told apart by all their bytes if they have at most SMALL, else by BLOCKS blocks of BLOCK bytes.
+SMALL, BLOCK, BLOCKS = 2**25, 2**14, 512
 
 eval_app = typer.Typer(help="Score a model.", no_args_is_help=True)
 app.add_typer(eval_app, name="eval")
@@ -72,6 +76,10 @@ def eval_streamworld(
         benchmark = StreamWorldBenchmark(how, _name(model), seed, split, clips)
         _run(benchmark, model, trust_remote_code, out, jobs, json_file)
         return
+    given = {"--out": out is not None, "--jobs": jobs != 1, "--clock": clock != "simulated"}
+    given["--tokens-per-second"] = tokens_per_second is not None
+    if alone := ", ".join(name for name, is_given in given.items() if is_given):
+        raise ValueError(f"{alone}: only together with --protocol official or streaming")
     from streamchat_hf.evaluation.streamworld import evaluate
 
     console = Console()
@@ -205,6 +213,24 @@ def _name(model: str | None) -> str:
     return Path(model).resolve().name if Path(model).exists() else model
 
 
+def _digest(model: str | None) -> str | None:
+    """What tells a local model from others whose folders have its name; the Hub's names need none."""
+    if model is None or not Path(model).is_dir():
+        return None
+    found = hashlib.sha256()
+    for path in sorted(Path(model).iterdir()):
+        if path.name != "config.json" and path.suffix not in {".safetensors", ".gguf"}:
+            continue
+        size = path.stat().st_size
+        found.update(f"{path.name} {size}\n".encode())
+        with open(path, "rb") as file:
+            # Training changes weights everywhere, so blocks from all over a large file tell.
+            for position in range(0, size, BLOCK if size <= SMALL else size // BLOCKS):
+                file.seek(position)
+                found.update(file.read(BLOCK))
+    return found.hexdigest()[:12]
+
+
 def _viewer(model: str | None, activation: str | None, trust_remote_code: bool) -> "Viewer":
     from streamchat_hf.evaluation.benchmark_protocol import Viewer
 
@@ -226,7 +252,8 @@ def _run(
     check_folders(json_file)
     console = Console(highlight=False)
     viewer = functools.partial(_viewer, model, activation, trust_remote_code)
-    results: dict[str, Any] = run(benchmark, viewer, out, jobs, console.is_terminal)
+    weights = {"model": _digest(model), "activation": _digest(activation)}
+    results: dict[str, Any] = run(benchmark, viewer, out, jobs, console.is_terminal, weights)
     title = f"{benchmark.name}, {results['model']}: {conditions(results)}"
     table = Table("", "metric", "score", "questions", title=title, title_justify="left")
     for column in table.columns[2:]:

@@ -19,7 +19,7 @@ def test_remote_code_runs_only_when_asked_for(model, monkeypatch):
         open_clock = None
 
         @classmethod
-        def from_pretrained(cls, path, trust_remote_code):
+        def from_pretrained(cls, path, trust_remote_code, use_safetensors=None):
             seen.append((path, trust_remote_code))
             return cls()
 

@@ -101,6 +101,27 @@ def test_what_does_not_go_together_is_one_line_before_anything_is_loaded(folder,
     assert "1 of 1 videos are missing" in missing
     assert "no such folder" in run(*words, "--protocol", "official", "--json", "/no/such/x.json", code=1).stderr
     assert "needs --out" in run("eval", "streamworld", "--protocol", "official", code=1).stderr
+    alone = ["--out", folder / "out", "--jobs", 2, "--clock", "wall", "--tokens-per-second", 2]
+    told = "--out, --jobs, --clock, --tokens-per-second: only together with --protocol"
+    assert told in " ".join(run("eval", "streamworld", *alone, code=1).stderr.split())
+
+
+def test_models_of_the_same_name_are_told_apart_by_their_weights(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate, "SMALL", 2**16)
+    folders = [tmp_path / parent / "model" for parent in "abcde"]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+        (folder / "small.safetensors").write_bytes(bytes(2**15))
+        (folder / "large.safetensors").write_bytes(bytes(2**17))
+    _, copy, config, small, large = folders
+    (copy / "trainer_state.json").write_text("1")  # is no part of the model
+    (config / "config.json").write_text("[]")
+    (small / "small.safetensors").write_bytes(bytes(2**15 - 1) + b"1")
+    (large / "large.safetensors").write_bytes(b"1" * 2**17)
+    first, same, *others = (evaluate._digest(str(folder)) for folder in folders)
+    assert first == same and len({first, *others}) == 4 and len(first) == 12
+    assert evaluate._digest(None) is evaluate._digest("you/model") is None
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,14 @@ def test_missing_videos_are_counted(tmp_path):
         find_videos(tmp_path, ["x.mp4", "y.mp4", "z.mp4", "x.mp4"])
 
 
+def test_names_that_lead_to_one_file_or_out_of_the_folder_are_refused(tmp_path):
+    (tmp_path / "x.mp4").touch()
+    with pytest.raises(ValueError, match=r"x\.mp4: both a/x\.mp4 and b/x\.mp4"):
+        find_videos(tmp_path, ["a/x.mp4", "b/x.mp4"])
+    with pytest.raises(ValueError, match="within the folder"):
+        find_videos(tmp_path, [str(tmp_path / "x.mp4")])
+
+
 def test_annotations_are_json_and_told_apart_by_a_digest(tmp_path):
     (tmp_path / "a.json").write_text('["ä"]', encoding="utf-8")
     (tmp_path / "b.json").write_text("[1")

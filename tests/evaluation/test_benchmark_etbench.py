@@ -5,8 +5,9 @@ import pytest
 
 from activation_watcher_helpers import Bell
 from benchmark_helpers import LIVE, OFFICIAL, answering, live_viewer, write_video
+from bridge_helpers import tiny_bridge
 from streamchat_hf.evaluation.benchmark_etbench import TASKS, ETBench, written_down
-from streamchat_hf.evaluation.benchmark_protocol import Conditions, Reply, Said
+from streamchat_hf.evaluation.benchmark_protocol import Conditions, Reply, Said, Viewer
 
 
 def sample(idx, task, tgt, **more):
@@ -49,6 +50,18 @@ def test_streaming_asks_at_the_beginning_and_the_end_of_the_video_is_the_deadlin
     assert [at for _, at in viewer.model.asked] == [0.0, 0.0, 0.0]
     assert rows[0]["answer"] == "2 - 4, I am sure" and rows[0]["late"]  # 17 tokens at two a second
     assert rows[0]["words"][0] == ["2", 0.0, 0.0] and rows[0]["words"][-1][2] > 5
+
+
+def test_a_bridged_model_is_asked_when_it_has_seen_the_video(folder, monkeypatch):
+    monkeypatch.setattr(ETBench, "_samples", SAMPLES[:1])
+    bridge, rows = tiny_bridge(), {}
+    for protocol in ("official", "streaming"):
+        how = Conditions(protocol, 1.0, tokens_per_second=2.0, max_new_tokens=8)
+        benchmark = ETBench(folder / "annotations.json", folder, how, "m")
+        [rows[protocol]] = rows_of(benchmark, Viewer(bridge, bridge.processor))
+    live = rows["streaming"]
+    assert live["answer"] == rows["official"]["answer"] and live["words"] and not live["late"]
+    assert all(spoken >= 8.0 and frame == 7.0 for _, spoken, frame in live["words"])
 
 
 def test_a_model_that_speaks_by_itself_tells_times_by_speaking(folder):

@@ -28,6 +28,7 @@ def test_a_clip_has_the_frames_from_its_start_and_before_its_end(video):
     assert times(2.0, 4.5, fps=2.0) == [0.0, 0.5, 1.0, 1.5, 2.0]
     assert times(5.0, 99.0) == [0.0, 1.0, 2.0]
     assert times(0.0, 0.0) == []
+    assert times(1.0 + 1e-9, 3.0) == pytest.approx([0.0, 1.0])  # a start that sums have missed by a hair
 
 
 def test_official_shows_the_clip_and_hears_everything(video):

@@ -1,16 +1,18 @@
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from benchmark_helpers import LIVE, Toy, load_toy, square
+from benchmark_helpers import LIVE, Toy, load_failing, load_toy, square
 from cli_helpers import run as run_command
 from streamchat_hf.evaluation.benchmark_protocol import Conditions, Viewer
 from streamchat_hf.evaluation.benchmark_run import LOG, WorkLog, describe, run
@@ -91,6 +93,37 @@ def test_what_was_written_before_an_error_is_kept(whole, tmp_path):
     assert len((tmp_path / "out" / LOG).read_text().splitlines()) == 1 + 3
     quiet(Toy(), tmp_path / "out")
     assert contents(tmp_path / "out") == whole
+
+
+@pytest.mark.slow
+def test_an_error_in_one_of_several_jobs_ends_them_all(tmp_path):
+    done = tmp_path / "done"
+    done.mkdir()
+    with pytest.raises(KeyError):
+        quiet(Toy(pieces=30, wait=0.5), tmp_path / "out", partial(load_failing, done, 1), jobs=2)
+    for worker in multiprocessing.active_children():
+        worker.join(60)
+    assert len(list(done.iterdir())) < 15  # a second job may start late, but what is left is left
+
+
+def test_a_piece_with_an_error_is_tried_again(tmp_path):
+    @dataclass(frozen=True)
+    class Torn(Toy):
+        def answer(self, piece, viewer):
+            return [{"square": 0, "error": "torn"}] if (piece, viewer.processor) == ("2", 0) else [{"square": 1}]
+
+    asked = []
+    first = quiet(Torn(), tmp_path / "out", lambda: Viewer(square, 0))
+    again = quiet(Torn(), tmp_path / "out", lambda: asked.append(1) or Viewer(square, 1))
+    assert (first["scores"], again["scores"]) == ({"sum": 5}, {"sum": 6}) and asked == [1]
+    assert quiet(Torn(), tmp_path / "out", load=None) == again
+
+
+def test_other_weights_of_the_same_name_are_another_run(tmp_path):
+    results = run(Toy(), load_toy, tmp_path, progress=False, weights={"model": "a"})
+    assert results["weights"] == {"model": "a"}
+    with pytest.raises(ValueError, match="weights {'model': 'a'} there and {'model': 'b'} here"):
+        run(Toy(), load_toy, tmp_path, progress=False, weights={"model": "b"})
 
 
 def test_another_run_is_not_gone_on_with(tmp_path):

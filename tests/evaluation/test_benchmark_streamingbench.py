@@ -74,6 +74,14 @@ def test_a_late_answer_is_counted_and_wrong(run):
         assert made.scores(rows)["Counting"] == {"total": 1, "correct": 0, "accuracy": 0.0}
 
 
+@pytest.mark.parametrize("how", [OFFICIAL, LIVE], ids=lambda how: how.protocol)
+def test_an_answer_about_a_torn_video_of_a_sequence_is_counted_and_wrong(run, how):
+    made, rows, _ = run([[entry(choice())]], lambda question, at: "B", how)
+    rows = [{**row, "answer": None, "words": [], "error": "torn"} for row in rows]
+    assert made.predictions(rows)[0][0]["questions"][0]["m"] == NO_ANSWER
+    assert made.scores(rows)["Counting"] == {"total": 1, "correct": 0, "accuracy": 0.0}
+
+
 def test_a_sequence_tells_the_true_answers_before(run):
     later = entry(choice("00:00:05", "two ?", "C"), choice("00:00:06", "three ?"))
     entries = [[entry(choice(question="one ?")), later]]
@@ -120,6 +128,9 @@ def test_an_output_that_never_comes_is_late(run):
     assert row["answered"] is False and row["late"]
     assert row["dialog_history"][-1] == {"role": "assistant", "content": "", "time": 7}
     assert made.scores([row])["Proactive Output"]["time_accuracy"] == 0.0
+    assert (made.settings()["deadline"], made.settings()["context_time"]) == (None, None)
+    _, [row], _ = run([entry(PROACTIVE)], yes_from(99.0), OFFICIAL)
+    assert row["answered"] is False and not row["late"]  # without a clock nothing is
 
 
 @pytest.mark.parametrize(

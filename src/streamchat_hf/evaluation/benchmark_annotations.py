@@ -41,13 +41,20 @@ def find_videos(folder: Path, names: Iterable[str]) -> dict[str, Video]:
 
     Raises:
         FileNotFoundError: If some are missing, with their number.
+        ValueError: If a name is no relative path, or two names lead to one file.
     """
-    found, missing = {}, []
+    found: dict[str, Video] = {}
+    names_of: dict[Path, str] = {}
+    missing = []
     for name in dict.fromkeys(names):
+        if Path(name).is_absolute():
+            raise ValueError(f"{name}: a video is named by its path within the folder of the videos")
         places = (folder / name, folder / Path(name).name)
         path = next((place for place in places if place.is_file()), None)
         if path is None:
             missing.append(name)
+        elif (other := names_of.setdefault(path, name)) != name:
+            raise ValueError(f"{path}: both {other} and {name}; put each video where its whole name says")
         else:
             found[name] = Video(name, path)
     if missing:

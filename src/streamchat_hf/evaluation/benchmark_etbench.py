@@ -1,6 +1,7 @@
 """ET-Bench: when did it happen. Under `streaming` the question comes before the video begins."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -114,10 +115,12 @@ class ETBench:
 
     def _show(self, viewer: Viewer, video: Video, sample: Mapping[str, Any]) -> Reply:
         clip = (0.0, float(sample["duration"]))
-        return ask_once(viewer, video, sample["q"], self.how, clip)
+        return ask_once(viewer, video, sample["q"], self.how, clip, until=math.inf)
 
     def _watch(self, viewer: Viewer, video: Video, sample: Mapping[str, Any]) -> Reply:
         """Asks at the beginning, and takes down all that is said until the video ends."""
+        if viewer.activation is None and hasattr(viewer.model, "family"):
+            return self._show(viewer, video, sample)  # a bridge sees nothing while it speaks: it is asked at the end
         until, said = float(sample["duration"]), []
         with Watching(viewer, video, self.how, by_itself=True) as watching:
             watching.ask(sample["q"], at=0.0)

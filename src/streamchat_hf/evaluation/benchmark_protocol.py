@@ -156,8 +156,8 @@ class Clip:
         for t_sec, pixels in self._frames:
             if t_sec >= self._end:
                 break
-            if t_sec >= self._start:
-                return t_sec - self._start, pixels
+            if t_sec >= self._start - ROUNDING:
+                return max(0.0, t_sec - self._start), pixels
         self.close()
         raise StopIteration
 

@@ -68,7 +68,14 @@ class Benchmark(Protocol):
         """The numbers that one reads first."""
 
 
-def run(benchmark: Benchmark, load: Load, out: Path, jobs: int = 1, progress: bool = True) -> dict[str, Any]:
+def run(
+    benchmark: Benchmark,
+    load: Load,
+    out: Path,
+    jobs: int = 1,
+    progress: bool = True,
+    weights: Mapping[str, str | None] | None = None,
+) -> dict[str, Any]:
     """Runs a benchmark, or what is left of it, and writes its files.
 
     Args:
@@ -78,6 +85,7 @@ def run(benchmark: Benchmark, load: Load, out: Path, jobs: int = 1, progress: bo
             log that a run goes on from. It is made if need be.
         jobs: How many processes answer; one: this one.
         progress: Whether to show a progress bar.
+        weights: What tells the models from others of the same name, such as digests; a part of the settings.
 
     Returns:
         The content of `results.json`.
@@ -90,9 +98,13 @@ def run(benchmark: Benchmark, load: Load, out: Path, jobs: int = 1, progress: bo
     if jobs > 1 and benchmark.how.is_live and benchmark.how.clock == "wall":
         raise ValueError("under the wall clock several jobs would slow each other down: one only")
     work, settings = benchmark.work(), describe(benchmark)
+    if weights is not None:
+        settings["weights"] = dict(weights)
     out.mkdir(parents=True, exist_ok=True)
     with WorkLog(out / LOG, settings) as log:
-        left = [piece for piece in work if piece not in log.done]
+        # What failed before may have been the machine's fault: it is tried again.
+        failed = {piece for piece, rows in log.done.items() if any("error" in row for row in rows)}
+        left = [piece for piece in work if piece not in log.done or piece in failed]
         with tqdm(total=len(work), initial=len(work) - len(left), unit="video", disable=not progress) as bar:
             for piece, rows in _answers(benchmark, load, left, jobs):
                 log.append(piece, rows)
@@ -195,13 +207,18 @@ def _answers(benchmark: Benchmark, load: Load, left: list[str], jobs: int) -> It
     # A process that is forked from one with threads may hang.
     context = multiprocessing.get_context("spawn")
     threads = max(1, torch.get_num_threads() // jobs)
-    with ProcessPoolExecutor(jobs, context, _begin_job, (benchmark, load, threads)) as pool:
+    pool = ProcessPoolExecutor(jobs, context, _begin_job, (benchmark, load, threads))
+    try:
         futures = {pool.submit(_answer_in_job, piece): piece for piece in left}
-        try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        finally:  # after an error nothing new is begun
-            pool.shutdown(wait=False, cancel_futures=True)
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+        pool.shutdown()
+    except BaseException:  # nothing new is begun, and nobody waits for what has been, as `with` would
+        workers = list(pool._processes.values())
+        pool.shutdown(wait=False, cancel_futures=True)
+        for worker in workers:
+            worker.terminate()
+        raise
 
 
 # What a process of its own answers with.

@@ -100,6 +100,8 @@ class StreamingBench:
     def settings(self) -> Row:
         """The task, how much is shown, who says when to speak, and a digest of the annotations."""
         decided = {"task": self.task, "context_time": self.context_time, "activation": self.activation_name}
+        if self.task == "proactive":  # its clips and its deadlines are the benchmark's own
+            decided |= {"context_time": None, "deadline": None}
         return {**decided, "annotations": digest(self.annotations)}
 
     def work(self) -> list[str]:
@@ -132,7 +134,9 @@ class StreamingBench:
             sequence, entry, question = row["place"]
             if self.task == "proactive":
                 answer: Any = {"answered": row["answered"], "dialog_history": row["dialog_history"]}
-            elif row["answer"] is None and "error" not in row:
+            elif "error" in row:  # of sqa an answer that is null would not be counted
+                answer = NO_ANSWER if self.task == "sqa" else None
+            elif row["answer"] is None:
                 answer = NO_ANSWER if self.how.is_live else ""
             else:
                 answer = row["answer"]
@@ -180,7 +184,8 @@ def await_output(viewer: Viewer, video: Video, question: Mapping[str, Any], how:
     """Waits for the output that a proactive question asks for.
 
     Returns:
-        `answered`, when it came, in seconds, or false; the whole `dialog_history`; `late`, whether it did not come.
+        `answered`, when it came, in seconds, or false; the whole `dialog_history`; `late`, whether a
+        deadline passed without it.
     """
     history = _Dialog(streamingbench_polls(question))
     try:
@@ -196,7 +201,7 @@ def await_output(viewer: Viewer, video: Video, question: Mapping[str, Any], how:
     if answered is False and how.is_live:
         # The last entry counts as the output, whatever it says: silence, when all is over.
         history.add("", "", history.last)
-    return {"answered": answered, "dialog_history": history.entries, "late": answered is False}
+    return {"answered": answered, "dialog_history": history.entries, "late": how.is_live and answered is False}
 
 
 class _Dialog:
