@@ -223,7 +223,7 @@ def test_generate_refuses_what_does_not_go_together():
     bridge = tiny_bridge()
     buffer = bridge.new_cache()
     for message, kwargs in {
-        "max_length is the bridge's": {"max_length": 3},
+        "a stream has no max_length": {"max_length": 3},
         "num_beams=2 does not work with frames": {"num_beams": 2},
         "does not take colour": {"colour": "red"},
         "has its system prompt already": {

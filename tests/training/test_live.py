@@ -6,14 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModel, AutoProcessor
+from transformers import AutoModel, AutoModelForCausalLM, AutoProcessor
 
 import video_files
 from live_training_runs import TEXT, log_of, losses, source, trainer_of, write_recipe
 from streamchat_hf import VideoLLMOnlineForConditionalGeneration
 from streamchat_hf.data.live_streamworld import LiveStreamWorld
 from streamchat_hf.evaluation.videollm_online_alerts import alert_metrics
-from streamchat_hf.training import live
 from streamchat_hf.training.live import build_trainer, load_recipe, train
 from streamchat_hf.training.live_rows import MethodCollator
 from streamchat_hf.training.sft import NonFiniteError
@@ -202,7 +201,7 @@ def test_a_model_goes_on_from_a_folder_or_from_backbones(tmp_path):
         assert torch.equal(trainer.model.state_dict()[name], value), name
     text, vision = tmp_path / "text", tmp_path / "vision"
     trainer.processing_class.tokenizer.save_pretrained(text)
-    llama = live.AutoModelForCausalLM.from_config(trainer.model.config.text_config)
+    llama = AutoModelForCausalLM.from_config(trainer.model.config.text_config)
     llama.save_pretrained(text)
     trainer.model.model.vision_tower.save_pretrained(vision)
     words = ["--text_backbone", str(text), "--vision_backbone", str(vision)]

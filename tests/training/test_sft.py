@@ -15,6 +15,7 @@ from streamchat_helpers import tiny_model
 from streamchat_hf import StreamFormerConfig, StreamFormerModel, tiny_checkpoint
 from streamchat_hf.data.streamworld_dialogue import build_tokenizer
 from streamchat_hf.training import sft
+from streamchat_hf.training.checkpoints import checkpoints
 from streamchat_hf.training.dense_collator import IGNORED
 from streamchat_hf.training.sft import NonFiniteError, build_trainer, load_recipe, train
 from streamchat_hf.training.stages import trainable_names
@@ -225,7 +226,7 @@ def test_what_is_not_finite_stops_before_it_does_harm(folder, monkeypatch, what)
     assert f"the {what} of step" in message and "(rows.jsonl:1)" in message
     assert what == "gradient" or "row3 (" in message
     step = int(message.partition("of step ")[2].split()[0])
-    saved = sft.checkpoints(folder / f"nan-{what}")
+    saved = checkpoints(folder / f"nan-{what}")
     assert [path.name for path in saved] == [f"checkpoint-{k}" for k in range(1, step)]
     assert all(value.isfinite().all() for path in saved for value in weights(path).values())
 

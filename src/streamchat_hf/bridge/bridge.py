@@ -18,7 +18,7 @@ from contextlib import closing, nullcontext
 from typing import Any, NamedTuple
 
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText, DynamicCache, GenerationMixin, LogitsProcessorList
+from transformers import AutoConfig, AutoModelForImageTextToText, DynamicCache
 
 from streamchat_hf.bridge.answering import BridgeCall
 from streamchat_hf.bridge.chat import ChatPieces
@@ -28,9 +28,14 @@ from streamchat_hf.bridge.memory_buffer import MemoryBuffer
 from streamchat_hf.bridge.processor import BridgeProcessor, SavedProcessor
 from streamchat_hf.bridge.rounds import Frame
 from streamchat_hf.modeling.clock_streamchat import open_clock
-from streamchat_hf.modeling.generation_videollm_online import ALONE, LiveGenerateOutput, LiveVoice
+from streamchat_hf.modeling.generation_videollm_online import (
+    LiveGenerateOutput,
+    LiveVoice,
+    StreamVoiceMixin,
+    one_stream,
+    start_of,
+)
 from streamchat_hf.modeling.reader_streamchat import ENCODE_CHUNK
-from streamchat_hf.modeling.timeline_streamchat import to_milliseconds
 
 # Tokens that the authors let the language model read (section 5.3).
 MAX_LENGTH = 16384
@@ -43,7 +48,7 @@ class VoiceIds(NamedTuple):
     v_placeholder_id: int
 
 
-class StreamBridge(GenerationMixin):
+class StreamBridge(StreamVoiceMixin):
     """A video LLM that watches a stream: it remembers frames, questions and answers, and old rounds in less detail.
 
     The model is used as it is. Frames are encoded once, on arrival; an answer reads the whole memory, compressed to
@@ -121,6 +126,11 @@ class StreamBridge(GenerationMixin):
         """Where the model is."""
         return self.model.device
 
+    @property
+    def voice_ids(self) -> VoiceIds:
+        """The end of an answer, and what cannot be said."""
+        return VoiceIds(self.chat.answer_closing[0], self.family.video_token_id)
+
     def new_cache(self, max_length: int | None = None, system: str | None = None) -> MemoryBuffer:
         """An empty memory for a conversation about one stream; `max_length` as of the class."""
         longest = self.max_length if max_length is None else max_length
@@ -156,25 +166,6 @@ class StreamBridge(GenerationMixin):
             for begin in range(0, len(raw), ENCODE_CHUNK):
                 frames += self.encode_frames(raw[begin : begin + ENCODE_CHUNK], None)[0]
         cache.see(frames)
-
-    def voice(self, generation_config: Any = None, logits_processor: Any = None, **kwargs: Any) -> LiveVoice:
-        """How answers are chosen; arguments are those of transformers' `generate`.
-
-        Raises:
-            ValueError: for one that does not go with a stream.
-        """
-        config, rest = self._prepare_generation_config(generation_config, **kwargs)
-        for name, allowed in ALONE.items():
-            if getattr(config, name, None) not in allowed:
-                raise ValueError(f"{name}={getattr(config, name)!r} does not work with frames")
-        if "max_length" in kwargs:
-            raise ValueError("max_length is the bridge's: give max_new_tokens, for each answer")
-        if rest:
-            raise ValueError(f"generate(frames=...) does not take {', '.join(rest)}")
-        self._prepare_special_tokens(config, device=self.device)
-        own = LogitsProcessorList(logits_processor or [])
-        processors = self._get_logits_processor(config, 0, logits_processor=own, device=self.device)
-        return LiveVoice(VoiceIds(self.chat.end, self.family.video_token_id), config, processors)
 
     @torch.no_grad()
     def speak(self, cache: MemoryBuffer, clock: Any, voice: LiveVoice, spoke: Callable[[int, int], bool]) -> None:
@@ -242,10 +233,7 @@ class StreamBridge(GenerationMixin):
         Raises:
             ValueError: if there is more than one stream, or an argument is out of range.
         """
-        batch = isinstance(frames, list) and frames and all(hasattr(item, "__next__") for item in frames)
-        streams = frames if batch else [() if frames is None else frames]
-        if len(streams) != 1:
-            raise ValueError(f"{len(streams)} streams of frames: a bridged model watches one, call it once for each")
+        streams = one_stream(frames)
         fps = getattr(streams[0], "fps", None) or (how[0] if how else more.get("fps"))
         cache.seconds_per_frame = 1 / (fps or self.processor.fps)
         return open_clock(streams, cache.streams, self.encode_frames, self.device.type, *how, **more)
@@ -301,9 +289,7 @@ class StreamBridge(GenerationMixin):
         if past_key_values is not None and system is not None:
             raise ValueError("a conversation that goes on has its system prompt already")
         cache = self.new_cache(system=system) if past_key_values is None else past_key_values
-        start = cache.clock if start_time is None else to_milliseconds(start_time)
-        if start < cache.clock:
-            raise ValueError(f"start_time={start / 1000} lies before the stream's clock, {cache.clock / 1000} s")
+        start = start_of(cache, start_time)
         lasting = hasattr(frames, "next_token")  # a clock that its owner opened and will close
         clock: Any = frames
         if not lasting:

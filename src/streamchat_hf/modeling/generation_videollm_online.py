@@ -5,7 +5,7 @@ each are computed. While the model speaks, frames wait; they are the next backlo
 """
 
 from collections.abc import Callable, Iterable
-from contextlib import closing, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,37 +85,27 @@ class LiveVoice:
         return int(scores.argmax(-1))
 
 
-class LiveCall:
-    """One call of `generate`: the loop, and what it gathers on its way."""
+class StreamCall:
+    """One call of `generate` about one stream, and what it gathers on its way."""
 
-    def __init__(self, model, cache: LiveCache, clock, voice: LiveVoice, streamer, stopping_criteria):
+    def __init__(self, model, cache, clock, voice: LiveVoice, streamer, stopping_criteria):
         self.model, self.cache, self.clock, self.voice = model, cache, clock, voice
         self.streamer, self.criteria = streamer, StoppingCriteriaList(stopping_criteria or [])
         self.responses: list[tuple[float, list[int]]] = []
         self.times: list[float] = []
         self.newest: list[float] = []
         self.frame_log: list[tuple[float, float]] = []
-        self._journal = cache.journal = list(cache.ids)
 
     @property
     def sequences(self) -> torch.LongTensor:
         """`(1, length)` the conversation so far."""
-        return torch.tensor([self._journal + self.cache.pending])
+        return self.cache.said
 
-    def run(self, input_ids: torch.LongTensor | None, start: int, threshold: float | None, close_source: bool) -> None:
-        """Watches until the source ends; whatever happens, no half-told turn is left behind."""
+    @contextmanager
+    def told(self, close_source: bool):
+        """Whatever happens within, the streamer hears the end; an error of the source knows what was said by then."""
         try:
-            self.clock.ask(start)
-            if input_ids is not None:
-                if self.streamer is not None:
-                    self.streamer.put(input_ids.cpu())
-                if self.cache.hear(input_ids[0].tolist()):
-                    self._speak(start)
-            while (arrivals := self.clock.watch(None, lambda: False)) is not None:
-                [frames], now = arrivals
-                self._read(frames, now, threshold)
-                if self.cache.speaks:
-                    self._speak(now)
+            yield
         except StreamingError as error:
             error.partial = self.sequences
             if close_source:
@@ -124,18 +114,19 @@ class LiveCall:
                     reader.close_source()
             raise
         finally:
-            self.cache.journal = None
             if self.streamer is not None:
                 self.streamer.end()
 
-    def _read(self, frames: list[LiveFrame], now: int, threshold: float | None) -> None:
-        self.model.refresh_visual(self.cache, frames, threshold)
+    def see(self, frames: list, now: int, *how) -> None:
+        """Takes frames over at `now`, in milliseconds; `how` as `refresh_visual` knows it."""
+        self.model.refresh_visual(self.cache, frames, *how)
         self.cache.clock = max(self.cache.clock, now)
         self.frame_log += [(frame.t_sec, now / 1000) for frame in frames]
         if hasattr(self.streamer, "put_frames"):
             self.streamer.put_frames([[frame.t_sec for frame in frames]], now / 1000)
 
-    def _speak(self, start: int) -> None:
+    def speak(self, start: int) -> None:
+        """Gives one answer, from `start` on in milliseconds."""
         said: list[int] = []
         self.responses.append((start / 1000, said))
         self.clock.ask(start)
@@ -169,7 +160,91 @@ class LiveCall:
         )
 
 
-class LiveGenerationMixin(GenerationMixin):
+class LiveCall(StreamCall):
+    """The loop: watch, decide, speak, watch on."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self._journal = self.cache.journal = list(self.cache.ids)
+
+    @property
+    def sequences(self) -> torch.LongTensor:
+        """`(1, length)` the conversation so far, also what the cache has forgotten since the call began."""
+        return torch.tensor([self._journal + self.cache.pending])
+
+    def run(self, input_ids: torch.LongTensor | None, start: int, threshold: float | None, close_source: bool) -> None:
+        """Watches until the source ends; whatever happens, no half-told turn is left behind."""
+        try:
+            with self.told(close_source):
+                self.clock.ask(start)
+                if input_ids is not None:
+                    if self.streamer is not None:
+                        self.streamer.put(input_ids.cpu())
+                    if self.cache.hear(input_ids[0].tolist()):
+                        self.speak(start)
+                while (arrivals := self.clock.watch(None, lambda: False)) is not None:
+                    [frames], now = arrivals
+                    self.see(frames, now, threshold)
+                    if self.cache.speaks:
+                        self.speak(now)
+        finally:
+            self.cache.journal = None
+
+
+class StreamVoiceMixin(GenerationMixin):
+    """What models share that speak about one stream: their voice, and which stream that is."""
+
+    @property
+    def voice_ids(self):
+        """Has `eos_token_id`, which ends an answer, and `v_placeholder_id`, which cannot be said."""
+        return self.config
+
+    def voice(self, generation_config=None, logits_processor=None, **kwargs) -> LiveVoice:
+        """How this model's answers are chosen; arguments are those of transformers' `generate`.
+
+        Raises:
+            ValueError: for one that does not go with a stream.
+        """
+        config, rest = self._prepare_generation_config(generation_config, **kwargs)
+        for name, allowed in ALONE.items():
+            if getattr(config, name, None) not in allowed:
+                raise ValueError(f"{name}={getattr(config, name)!r} does not work with frames")
+        if "max_length" in kwargs:
+            raise ValueError("a stream has no max_length: give max_new_tokens, for each answer")
+        if rest:
+            raise ValueError(f"generate(frames=...) does not take {', '.join(rest)}")
+        self._prepare_special_tokens(config, device=self.device)
+        own = LogitsProcessorList(logits_processor or [])
+        processors = self._get_logits_processor(config, 0, logits_processor=own, device=self.device)
+        return LiveVoice(self.voice_ids, config, processors)
+
+
+def one_stream(frames) -> list:
+    """Frames as a list of their one stream, which may be empty.
+
+    Raises:
+        ValueError: if there are more.
+    """
+    batch = isinstance(frames, list) and frames and all(hasattr(item, "__next__") for item in frames)
+    streams = frames if batch else [() if frames is None else frames]
+    if len(streams) != 1:
+        raise ValueError(f"{len(streams)} streams of frames: this model watches one, call it once for each")
+    return streams
+
+
+def start_of(cache, start_time: float | None) -> int:
+    """When a call begins, in milliseconds; by itself at the cache's clock.
+
+    Raises:
+        ValueError: if that has passed.
+    """
+    start = cache.clock if start_time is None else to_milliseconds(start_time)
+    if start < cache.clock:
+        raise ValueError(f"start_time={start / 1000} lies before the stream's clock, {cache.clock / 1000} s")
+    return start
+
+
+class LiveGenerationMixin(StreamVoiceMixin):
     """Generation that watches a stream and speaks when it has something to say.
 
     Attributes:
@@ -242,25 +317,6 @@ class LiveGenerationMixin(GenerationMixin):
         cache.was_read(ids, len(frames))
         return output.logits[0]
 
-    def voice(self, generation_config=None, logits_processor=None, **kwargs) -> LiveVoice:
-        """How this model's answers are chosen; arguments are those of transformers' `generate`.
-
-        Raises:
-            ValueError: for one that does not go with a stream.
-        """
-        config, rest = self._prepare_generation_config(generation_config, **kwargs)
-        for name, allowed in ALONE.items():
-            if getattr(config, name, None) not in allowed:
-                raise ValueError(f"{name}={getattr(config, name)!r} does not work with frames")
-        if "max_length" in kwargs:
-            raise ValueError("a stream has no max_length: give max_new_tokens, for each answer")
-        if rest:
-            raise ValueError(f"generate(frames=...) does not take {', '.join(rest)}")
-        self._prepare_special_tokens(config, device=self.device)
-        own = LogitsProcessorList(logits_processor or [])
-        processors = self._get_logits_processor(config, 0, logits_processor=own, device=self.device)
-        return LiveVoice(self.config, config, processors)
-
     @torch.no_grad()
     def speak(self, cache: LiveCache, clock, voice: LiveVoice, spoke: Callable[[int, int], bool]) -> None:
         """Gives one answer: to what `cache.hear` has taken, or about the frame read last.
@@ -300,11 +356,7 @@ class LiveGenerationMixin(GenerationMixin):
         Raises:
             ValueError: if there is more than one stream, or an argument is out of range.
         """
-        batch = isinstance(frames, list) and frames and all(hasattr(item, "__next__") for item in frames)
-        streams = frames if batch else [() if frames is None else frames]
-        if len(streams) != 1:
-            raise ValueError(f"{len(streams)} streams of frames: this model watches one, call it once for each")
-        return open_clock(streams, cache.streams, self.encode_frames, self.device.type, *how, **more)
+        return open_clock(one_stream(frames), cache.streams, self.encode_frames, self.device.type, *how, **more)
 
     @torch.no_grad()
     def generate(
@@ -363,9 +415,7 @@ class LiveGenerationMixin(GenerationMixin):
         criteria = kwargs.pop("stopping_criteria", None)
         voice = self.voice(generation_config, kwargs.pop("logits_processor", None), **kwargs)
         cache = self._checked(cache, input_ids, mask)
-        start = cache.clock if start_time is None else to_milliseconds(start_time)
-        if start < cache.clock:
-            raise ValueError(f"start_time={start / 1000} lies before the stream's clock, {cache.clock / 1000} s")
+        start = start_of(cache, start_time)
         lasting = hasattr(frames, "next_token")  # a clock that its owner opened and will close
         clock: Any = frames
         if not lasting:

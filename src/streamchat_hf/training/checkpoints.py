@@ -48,6 +48,21 @@ def remove_broken_checkpoints(output_dir: Path) -> None:
             shutil.rmtree(path)
 
 
+def refuse_another_run(output_dir: Path, resume: bool) -> None:
+    """Raises `ValueError` if a run that shall not go on would begin in a folder that holds one."""
+    if not resume and checkpoints(output_dir):
+        raise ValueError(f"{output_dir} holds checkpoints of another run: remove them, or leave out no_resume")
+
+
+def train_from_last(trainer: Any) -> None:
+    """Trains, going on from the last whole checkpoint if there is one."""
+    output_dir = Path(trainer.args.output_dir)
+    if trainer.args.should_save:
+        remove_broken_checkpoints(output_dir)
+    last = last_whole_checkpoint(output_dir)
+    trainer.train(resume_from_checkpoint=None if last is None else str(last))
+
+
 class WholeCheckpoints:
     """What a `transformers.Trainer` has to do for that, before it in a trainer's bases."""
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import yaml
 from transformers import (
     AutoTokenizer,
     SiglipModel,
@@ -22,20 +21,16 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
-from trl import TrlParser
 
 from streamchat_hf import StreamFormerConfig, StreamFormerModel, StreamFormerVideoProcessor
 from streamchat_hf.convert.streamformer import streamformer_from_siglip
 from streamchat_hf.data.streamworld_dialogue import build_tokenizer
 from streamchat_hf.data.streamworld_tasks import StreamWorldTasks, collate_tasks
-from streamchat_hf.hub.staging import without_folders
 from streamchat_hf.training.checkpoints import (
     WholeCheckpoints,
-    checkpoints,
-    last_whole_checkpoint,
-    remove_broken_checkpoints,
+    refuse_another_run,
+    train_from_last,
 )
-from streamchat_hf.training.commit import code_commit
 from streamchat_hf.training.multitask import (
     ACTION_TEMPLATES,
     TASKS,
@@ -46,6 +41,7 @@ from streamchat_hf.training.multitask import (
 )
 from streamchat_hf.training.multitask_evaluation import evaluate as measure
 from streamchat_hf.training.multitask_rounds import TaskData, TaskRounds, plan_round, rounds_per_epoch
+from streamchat_hf.training.recipe import read_recipe, read_yaml_fields, training_log
 from streamchat_hf.training.sft import NonFiniteError
 from streamchat_hf.training.streamworld import OPEN_GATE
 
@@ -113,9 +109,7 @@ class MultitaskRecipe:
     resume: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("datasets", "eval_datasets", "model_config", "text_config", "losses"):
-            if isinstance(getattr(self, name), str):  # from the command line
-                setattr(self, name, yaml.safe_load(getattr(self, name)))
+        read_yaml_fields(self, "datasets", "eval_datasets", "model_config", "text_config", "losses")
         if self.model_name_or_path is not None and self.model_config is not None:
             raise ValueError("model_config is for a new tower: that of model_name_or_path has its own")
         if self.siglip is not None and self.text_config is not None:
@@ -132,12 +126,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Multit
     Raises:
         ValueError: if a field is unknown.
     """
-    parser = TrlParser(
-        (MultitaskRecipe, TrainingArguments), allow_abbrev=False, usage="train RECIPE [--key value ...]"
-    )
-    parser.set_defaults_with_config(**DEFAULTS, use_cpu=not torch.accelerator.is_available())
-    recipe, arguments = parser.parse_args_and_config(["--config", str(path), *overrides])
-    return recipe, arguments
+    return read_recipe((MultitaskRecipe, TrainingArguments), DEFAULTS, path, overrides)
 
 
 def build_module(recipe: MultitaskRecipe) -> MultitaskAlignment:
@@ -380,13 +369,9 @@ def train(
     """
     recipe, arguments = load_recipe(recipe_path, overrides)
     output_dir = Path(arguments.output_dir)
-    if not recipe.resume and checkpoints(output_dir):
-        raise ValueError(f"{output_dir} holds checkpoints of another run: remove them, or leave out no_resume")
+    refuse_another_run(output_dir, recipe.resume)
     trainer = build_trainer(recipe, arguments, data, eval_data)
-    if arguments.should_save:
-        remove_broken_checkpoints(output_dir)
-    last = last_whole_checkpoint(output_dir)
-    trainer.train(resume_from_checkpoint=None if last is None else str(last))
+    train_from_last(trainer)
     final = output_dir / "final"
     if arguments.should_save:
         model = trainer.accelerator.unwrap_model(trainer.model).model
@@ -404,11 +389,4 @@ def _log(trainer: MultitaskTrainer, recipe: MultitaskRecipe) -> dict[str, Any]:
         fields[name] = [{"task": task, **source} for task, source in (fields[name] or {}).items()]
     # What the card of a checkpoint is written from.
     fields |= {"stage": "multitask", "text_backbone": recipe.siglip, "vision_backbone": recipe.siglip}
-    log = {
-        "recipe": fields,
-        "model": {"model_name_or_path": recipe.model_name_or_path},
-        "arguments": trainer.args.to_dict(),
-        "commit": code_commit(),
-        "log": trainer.state.log_history,
-    }
-    return without_folders(log)
+    return training_log(trainer, fields, recipe.model_name_or_path)

@@ -11,25 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments, set_seed
-from trl import TrlParser
 
 from streamchat_hf import metrics, tiny_checkpoint
 from streamchat_hf.data.thumos import IGNORE
-from streamchat_hf.hub.staging import without_folders
 from streamchat_hf.training.checkpoints import (
     WholeCheckpoints,
-    checkpoints,
-    last_whole_checkpoint,
-    remove_broken_checkpoints,
+    refuse_another_run,
+    train_from_last,
 )
-from streamchat_hf.training.commit import code_commit
 from streamchat_hf.training.online_detection_features import FeatureStore, load_tower
 from streamchat_hf.training.online_detection_head import OnlineDetectionConfig, OnlineDetectionHead
 from streamchat_hf.training.online_detection_videos import LabelledVideos, load_videos
+from streamchat_hf.training.recipe import read_recipe, read_yaml_fields, training_log
 
 DEFAULTS: dict[str, Any] = {"remove_unused_columns": False, "logging_nan_inf_filter": False}
 
@@ -65,9 +61,7 @@ class OnlineDetectionRecipe:
     resume: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("dataset", "eval_dataset", "head"):
-            if isinstance(getattr(self, name), str):  # from the command line
-                setattr(self, name, yaml.safe_load(getattr(self, name)))
+        read_yaml_fields(self, "dataset", "eval_dataset", "head")
         known = set(OnlineDetectionConfig.__annotations__) - {"feature_size", "fps"}
         if unknown := sorted(set(self.head or {}) - known):
             raise ValueError(f"head has no field {unknown[0]!r}, only {', '.join(sorted(known))}")
@@ -83,12 +77,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Online
     Raises:
         ValueError: if a field is unknown.
     """
-    parser = TrlParser(
-        (OnlineDetectionRecipe, TrainingArguments), allow_abbrev=False, usage="train RECIPE [--key value ...]"
-    )
-    parser.set_defaults_with_config(**DEFAULTS, use_cpu=not torch.accelerator.is_available())
-    recipe, arguments = parser.parse_args_and_config(["--config", str(path), *overrides])
-    return recipe, arguments
+    return read_recipe((OnlineDetectionRecipe, TrainingArguments), DEFAULTS, path, overrides)
 
 
 @dataclass(frozen=True)
@@ -244,8 +233,7 @@ def train(
     """
     recipe, arguments = load_recipe(recipe_path, overrides)
     output_dir = Path(arguments.output_dir)
-    if not recipe.resume and checkpoints(output_dir):
-        raise ValueError(f"{output_dir} holds checkpoints of another run: remove them, or leave out no_resume")
+    refuse_another_run(output_dir, recipe.resume)
     store = build_store(recipe, arguments)
     size = store.tower.config.image_size
     data = load_videos(recipe.dataset, size) if data is None and recipe.dataset else data
@@ -268,10 +256,7 @@ def train(
         )
     )
     trainer = OnlineDetectionTrainer(head, arguments, videos, eval_videos)
-    if arguments.should_save:
-        remove_broken_checkpoints(output_dir)
-    last = last_whole_checkpoint(output_dir)
-    trainer.train(resume_from_checkpoint=None if last is None else str(last))
+    train_from_last(trainer)
     head = trainer.accelerator.unwrap_model(trainer.model)
     final = output_dir / "final"
     if arguments.should_save:
@@ -286,10 +271,4 @@ def _log(trainer: OnlineDetectionTrainer, recipe: OnlineDetectionRecipe) -> dict
     """How the result came about, in the layout of the other trainers, without paths of this machine."""
     fields = asdict(recipe) | {"datasets": [recipe.dataset] if recipe.dataset else []}
     fields |= {"stage": "online_detection", "text_backbone": None, "vision_backbone": recipe.model_name_or_path}
-    log = {
-        "recipe": fields,
-        "arguments": trainer.args.to_dict(),
-        "commit": code_commit(),
-        "log": trainer.state.log_history,
-    }
-    return without_folders(log)
+    return training_log(trainer, fields, recipe.model_name_or_path)

@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from huggingface_hub import HfApi
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM, set_seed
-from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser, get_peft_config
+from trl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config
 
 from streamchat_hf import (
     StreamChatForConditionalGeneration,
@@ -28,16 +27,14 @@ from streamchat_hf import (
 from streamchat_hf.data.streamworld_dialogue import build_tokenizer
 from streamchat_hf.evaluation.streamworld import evaluate as ask_streamworld
 from streamchat_hf.hub.card import render_card
-from streamchat_hf.hub.staging import without_folders
 from streamchat_hf.training.checkpoints import (
     WholeCheckpoints,
-    checkpoints,
-    last_whole_checkpoint,
-    remove_broken_checkpoints,
+    refuse_another_run,
+    train_from_last,
 )
-from streamchat_hf.training.commit import code_commit
 from streamchat_hf.training.dense_collator import DenseCollator
 from streamchat_hf.training.mixture import load_mixture, mixture_order
+from streamchat_hf.training.recipe import read_recipe, read_yaml_fields, training_log
 from streamchat_hf.training.stages import freeze_for_stage
 
 logger = logging.getLogger(__name__)
@@ -102,9 +99,7 @@ class SFTRecipe:
     resume: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("datasets", "eval_datasets", "text_config", "model_config"):
-            if isinstance(getattr(self, name), str):  # from the command line
-                setattr(self, name, yaml.safe_load(getattr(self, name)))
+        read_yaml_fields(self, "datasets", "eval_datasets", "text_config", "model_config")
         if self.text_backbone is not None and self.text_config is not None:
             raise ValueError("text_config is for a fresh text model: that of text_backbone has its own")
         if self.vision_backbone is not None and not self.has_text:
@@ -126,10 +121,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> tuple[SFTRec
     Raises:
         ValueError: If a field is unknown.
     """
-    parser = TrlParser((SFTRecipe, SFTConfig, ModelConfig), allow_abbrev=False, usage="train RECIPE [--key value ...]")
-    parser.set_defaults_with_config(**DEFAULTS, use_cpu=not torch.accelerator.is_available())
-    recipe, arguments, model_arguments = parser.parse_args_and_config(["--config", str(path), *overrides])
-    return recipe, arguments, model_arguments
+    return read_recipe((SFTRecipe, SFTConfig, ModelConfig), DEFAULTS, path, overrides)
 
 
 def load_model(
@@ -372,13 +364,9 @@ def train(recipe_path: str | Path, overrides: Sequence[str] = ()) -> Path:
     """
     recipe, arguments, model_arguments = load_recipe(recipe_path, overrides)
     output_dir = Path(arguments.output_dir)
-    if not recipe.resume and checkpoints(output_dir):
-        raise ValueError(f"{output_dir} holds checkpoints of another run: remove them, or leave out no_resume")
+    refuse_another_run(output_dir, recipe.resume)
     trainer = build_trainer(recipe, arguments, model_arguments)
-    if arguments.should_save:
-        remove_broken_checkpoints(output_dir)
-    last = last_whole_checkpoint(output_dir)
-    trainer.train(resume_from_checkpoint=None if last is None else str(last))
+    train_from_last(trainer)
     return _finish(trainer, recipe, model_arguments)
 
 
@@ -411,11 +399,4 @@ def _log(trainer: StreamChatTrainer, recipe: SFTRecipe, model_arguments: ModelCo
     for name in ("datasets", "eval_datasets"):
         sources = fields[name] or []
         fields[name] = [{key: source[key] for key in source if key not in CREDENTIALS} for source in sources]
-    log = {
-        "recipe": fields,
-        "model": {"model_name_or_path": model_arguments.model_name_or_path},
-        "arguments": trainer.args.to_dict(),
-        "commit": code_commit(),
-        "log": trainer.state.log_history,
-    }
-    return without_folders(log)
+    return training_log(trainer, fields, model_arguments.model_name_or_path)
