@@ -8,7 +8,13 @@ import pytest
 import torch
 
 from streamchat_hf.modeling.cache_streamchat import ReadyFrame, StreamState
-from streamchat_hf.modeling.reader_streamchat import FrameReader, FrameSource, StreamingError, StreamTime
+from streamchat_hf.modeling.reader_streamchat import (
+    MOST_READY,
+    FrameReader,
+    FrameSource,
+    StreamingError,
+    StreamTime,
+)
 
 
 def pixels(value):
@@ -90,6 +96,26 @@ def test_blocking_drops_nothing():
     reader.start(StreamTime(0))
     assert shown(drain(reader)) == list(range(12))
     assert reader.dropped == 0
+
+
+@pytest.mark.parametrize("policy", ["drop_oldest", "latest", "block"])
+def test_what_nobody_takes_does_not_pile_up(policy):
+    count = 3 * MOST_READY
+    camera, state = Camera(live=policy != "block", count=count, pause=0.001), StreamState()
+    reader = open_reader(camera, state, policy=policy)
+    reader.start(StreamTime(0))
+    until = time.monotonic() + 10
+    # A file waits for the reader, a camera does not.
+    while reader.encoded < MOST_READY or (camera.live and reader.grabbed < count):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    time.sleep(0.1)
+    assert reader.encoded == MOST_READY
+    assert camera.live or reader.grabbed <= MOST_READY + 6
+    taken = shown(drain(reader))
+    reader.close()
+    assert taken[:MOST_READY] == list(range(MOST_READY)) and taken == sorted(taken) and taken[-1] == count - 1
+    assert len(taken) + reader.dropped == count and (reader.dropped > 0) == camera.live
 
 
 def test_nothing_is_lost_between_calls():

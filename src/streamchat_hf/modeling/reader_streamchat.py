@@ -1,7 +1,8 @@
 """Reading frames for a running answer: under a simulated clock without threads, under the wall clock in two stages.
 
 The wall clock's first stage *grabs* frames into a bounded queue, the only place where frames are dropped; the second
-*encodes* them into ready rows, which are never dropped and are all taken by the next decoding step.
+*encodes* them into ready rows, which are never dropped and are all taken by the next decoding step. If none comes, the
+second stage pauses: what waits is bounded, too.
 """
 
 import contextlib
@@ -19,6 +20,8 @@ from .timeline_streamchat import to_milliseconds
 BACKPRESSURE = ("block", "drop_oldest", "latest")
 # Frames encoded in one forward pass when many are due at once: enough to be quick, few enough for memory.
 ENCODE_CHUNK = 16
+# Frames that wait encoded for a decoding step before encoding pauses: two seconds of a fast camera.
+MOST_READY = 64
 
 
 class StreamingError(RuntimeError):
@@ -257,6 +260,7 @@ class FrameReader:
         with self._changed:
             ready = list(self._ready)
             self._ready.clear()
+            self._changed.notify_all()  # encoding may go on
             if not ready and self._error is not None and not self._encoding:
                 raise self._error
             if not ready and self._patience() <= 0:
@@ -366,9 +370,14 @@ class FrameReader:
             self._changed.notify_all()
 
     def _encode_loop(self) -> None:
+        def may_go_on() -> bool:
+            if self._stop.is_set():
+                return True
+            return len(self._ready) < MOST_READY if self._queue else bool(self._ended or self._error)
+
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._queue or self._ended or self._error or self._stop.is_set())
+                self._changed.wait_for(may_go_on)
                 if self._stop.is_set() or not self._queue:
                     return
                 frame = self._queue.popleft()
