@@ -5,11 +5,13 @@
 
 Every variant is trained by its recipe in `recipes/ablations/`, once per seed, on the same clips and questions, and
 asked the same questions about held-out worlds while they play. What is finished in `--runs` is not done again: two of
-these may run beside each other, each with its seeds. With `--render` table and picture go into docs/ablations.md.
+these may run beside each other, each with its seeds and without `--json`; a last one with all seeds collects the rows.
+With `--render` table and picture go into docs/ablations.md.
 """
 
 import argparse
 import json
+import math
 import statistics
 import time
 from pathlib import Path
@@ -24,7 +26,7 @@ from streamchat_hf import StreamChatProcessor
 from streamchat_hf.data.dense_instruction import load_dense_instruction
 from streamchat_hf.data.streamworld_dataset import StreamWorldDataset, StreamWorldMix
 from streamchat_hf.data.streamworld_dialogue import answer, can_answer
-from streamchat_hf.evaluation.streamworld import evaluate
+from streamchat_hf.evaluation.streamworld import evaluate, mean_of_attributes
 from streamchat_hf.training.__main__ import find_recipe
 
 PAGE = Path(__file__).parents[1] / "docs" / "ablations.md"
@@ -57,11 +59,14 @@ def variant_recipe(variant: str, seed: int, output_dir: Path, overrides: dict) -
         overrides: fields that win over the recipe's; `clips` is the number of training worlds.
     """
     recipe = yaml.safe_load(find_recipe(f"ablations/{variant}.yaml").read_text())
-    shown = yaml.safe_load(find_recipe(f"ablations/{FULL}.yaml").read_text())["datasets"][0]
-    clips = overrides.get("clips", shown["clips"])
+    full = yaml.safe_load(find_recipe(f"ablations/{FULL}.yaml").read_text())
+    clips = overrides.get("clips", full["datasets"][0]["clips"])
     if variant == "interleaved":
         recipe["datasets"] = [write_conversations(output_dir / "rows.json", clips, seed)]
-        overrides = {key: value for key, value in overrides.items() if key != "global_batch_size"}
+        overrides = dict(overrides)
+        batch = overrides.pop("global_batch_size", full["global_batch_size"])
+        here = overrides.get("per_device_train_batch_size", recipe["per_device_train_batch_size"])
+        recipe["gradient_accumulation_steps"] = batch // here
     else:
         recipe["datasets"] = [{**source, "clips": clips, "seed": seed} for source in recipe["datasets"]]
     recipe |= {key: value for key, value in overrides.items() if key != "clips"}
@@ -90,7 +95,7 @@ def write_conversations(path: Path, clips: int, seed: int) -> dict[str, str]:
             rows.append({"video_uid": f"{index:06}", "conversation": said})
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(rows))
-    return {"name": "livechat", "path": str(path), "folder": str(folder)}
+    return {"name": "livechat", "path": str(path), "folder": str(folder), "from_start": True}
 
 
 class FixedContext:
@@ -158,8 +163,8 @@ def measure(trainer: Any, variant: str, clips: int) -> dict[str, Any]:
     """How true the words of a trained model are when they are spoken, on held-out worlds.
 
     Returns:
-        `score` and `case_scores`, the `streaming_score` of all and of each question; and the `accuracy` of the words
-        spoken `fresh` and `frozen`, mean over kinds of words.
+        `score` and `case_scores`, the `streaming_score` of all and of each question; and the share of true words
+        spoken `fresh` and `frozen`, mean over attributes.
     """
     model, processor = trainer.model.eval(), trainer.processing_class
     if variant == "interleaved":
@@ -167,10 +172,7 @@ def measure(trainer: Any, variant: str, clips: int) -> dict[str, Any]:
         processor = model.asker()
     result = evaluate(model, processor, seed=EVAL_SEED, split="heldout", clips=clips, progress=False)
     row = {"score": result["streaming_score"]["fresh"]["score"], "case_scores": result["case_scores"]}
-    for viewer in ("fresh", "frozen"):
-        # Who says no word of a kind has none of them right.
-        row[viewer] = statistics.fmean(kind[viewer] or 0.0 for kind in result["by_kind"].values() or [{viewer: 0.0}])
-    return row
+    return row | {viewer: mean_of_attributes(result["by_kind"], viewer) for viewer in ("fresh", "frozen")}
 
 
 def run(variant: str, seed: int, runs: Path, overrides: dict, clips: int) -> dict:
@@ -179,8 +181,9 @@ def run(variant: str, seed: int, runs: Path, overrides: dict, clips: int) -> dic
     folder.mkdir(parents=True, exist_ok=True)
     path, done = folder / "recipe.yaml", folder / "row.json"
     recipe = yaml.safe_dump(variant_recipe(variant, seed, folder, overrides))
-    if done.is_file() and path.read_text() == recipe:
-        return json.loads(done.read_text())
+    if done.is_file() and path.read_text() == recipe and (row := json.loads(done.read_text()))["clips"] == clips:
+        return row
+    done.unlink(missing_ok=True)  # or an interrupted run with another recipe would count as finished
     path.write_text(recipe)
     trainer = build(variant, path)
     began = time.process_time()
@@ -190,6 +193,7 @@ def run(variant: str, seed: int, runs: Path, overrides: dict, clips: int) -> dic
         "seed": seed,
         "steps": trainer.state.global_step,
         "parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
+        "clips": clips,
         "cpu_seconds": round(time.process_time() - began),
         "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry][:LOSSES],
         **measure(trainer, variant, clips),
@@ -216,11 +220,28 @@ def spread(values: list[float], form: str) -> str:
     return mean if len(values) < 2 else f"{mean} ± {form.format(statistics.stdev(values))}"
 
 
-def table(rows: list[dict]) -> str:
+def chance_of(wins: int, losses: int) -> float:
+    """How probable it is that so many comparisons or more go the same way by chance: a sign test."""
+    comparisons, most = wins + losses, max(wins, losses)
+    tail = sum(math.comb(comparisons, k) for k in range(most, comparisons + 1)) / 2**comparisons
+    return min(1.0, 2 * tail)
+
+
+def verdict(title: str, against: list[dict[str, float]], paper: tuple[int, int, int]) -> str:
+    """Whether a variant loses to the full model as it does in the paper, if that is clear at all."""
+    behind = [seed["loss"] - seed["win"] for seed in against]
+    mean = statistics.fmean(behind)
+    clear = len(behind) > 1 and abs(mean) > statistics.stdev(behind) and len({value > 0 for value in behind}) == 1
+    said = ("as in the paper" if mean > 0 else "**unlike in the paper**") if clear else "no clear difference"
+    chance = f"{chance_of(paper[0], paper[2]):.3f}"
+    return f"- {title}: {said}. By chance the paper's own difference, or a larger one, has a probability of {chance}."
+
+
+def table(rows: list[dict], overrides: dict | None = None) -> str:
     """All variants as a Markdown table, mean ± standard deviation over seeds; and whether the paper says the same."""
     lines = [
-        "| model | parameters | score | fresh, % | frozen, % | win / tie / loss, % | in the paper |",
-        "|---|---:|---:|---:|---:|---:|---:|",
+        "| model | parameters | score | fresh, % | frozen, % | win / tie / loss, % | loss − win | in the paper |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     said = []
     for variant, (title, paper) in VARIANTS.items():
@@ -232,18 +253,17 @@ def table(rows: list[dict]) -> str:
         against = outcomes(rows, variant) if paper else []
         if against and paper:
             means = {name: statistics.fmean(seed[name] for seed in against) for name in OUTCOMES}
-            cells += [" / ".join(f"{means[name]:.0f}" for name in OUTCOMES), " / ".join(map(str, paper))]
-            worse = sum(seed["loss"] > seed["win"] for seed in against)
-            verdict = "as in the paper" if means["loss"] > means["win"] else "**unlike in the paper**"
-            said.append(
-                f"- {title}: {verdict}; it loses more often than it wins with {worse} of {len(against)} seeds."
-            )
+            cells += [" / ".join(f"{means[name]:.0f}" for name in OUTCOMES)]
+            cells += [spread([seed["loss"] - seed["win"] for seed in against], "{:.1f}"), " / ".join(map(str, paper))]
+            said.append(verdict(title, against, paper))
         else:
-            cells += ["–", "–"]
+            cells += ["–", "–", "–"]
         lines.append(f"| {' | '.join(cells)} |")
     seeds, steps = len({row["seed"] for row in rows}), sorted({row["steps"] for row in rows})
     asked = len(rows[0]["case_scores"])
-    note = f"Seeds: {seeds}. Steps: {', '.join(map(str, steps))}. Questions: {asked}."
+    hours = sum(row["cpu_seconds"] for row in rows) / 3600
+    note = f"Seeds: {seeds}. Steps: {', '.join(map(str, steps))}. Questions: {asked}. Training: {hours:.1f} CPU hours."
+    note += f" Unlike in the recipes: `{json.dumps(overrides)}`." if overrides else ""
     return "\n".join([*lines, "", note, "", *said, ""])
 
 
@@ -289,11 +309,10 @@ def main() -> None:
     parser.add_argument("--render", type=Path, help="write such a file into the page, do nothing else")
     options = parser.parse_args()
     if options.render:
-        rows = json.loads(options.render.read_text())["rows"]
-        plot(rows, PICTURE)
-        PAGE.write_text(
-            between(PAGE.read_text(), BEGIN, END, f"{table(rows)}\n![wins, ties, losses](images/ablations.png)\n")
-        )
+        result = json.loads(options.render.read_text())
+        plot(result["rows"], PICTURE)
+        text = f"{table(result['rows'], result['set'])}\n![wins, ties, losses](images/ablations.png)\n"
+        PAGE.write_text(between(PAGE.read_text(), BEGIN, END, text))
         return
     rows = []
     for seed in options.seeds:
@@ -301,7 +320,7 @@ def main() -> None:
             rows.append(run(variant, seed, options.runs, options.set, options.clips))
             if options.json:
                 options.json.write_text(json.dumps({"set": options.set, "rows": rows}, indent=1) + "\n")
-    print(table(rows))
+    print(table(rows, options.set))
 
 
 if __name__ == "__main__":

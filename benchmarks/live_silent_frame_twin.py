@@ -1,9 +1,11 @@
 """What a silent frame costs: VideoLLM-online's streaming loop against a naive twin of forty lines.
 
     python benchmarks/live_silent_frame_twin.py --json benchmarks/live_silent_frame.json
+    python benchmarks/live_silent_frame_twin.py --render benchmarks/live_silent_frame.json
 
 Both read the same frames with the same weights, a tiny Llama with Llama 3's vocabulary: h 256, 4 layers, 11 tokens a
 frame. The vision tower is on neither side. Times are thread CPU time on one thread, both ways in turn.
+With `--render` the table goes into docs/videollm_online.md.
 """
 
 import argparse
@@ -13,10 +15,14 @@ from pathlib import Path
 import torch
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, SiglipVisionConfig, SiglipVisionModel
 
+from markers import between
 from streamchat_hf import VideoLLMOnlineForConditionalGeneration
 from streamchat_hf.evaluation.timing import Ratio, Way, machine_name, median_seconds, one_thread, time_in_turn
 from streamchat_hf.modeling.cache_videollm_online import LiveCache, LiveFrame
 
+PAGE = Path(__file__).parents[1] / "docs" / "videollm_online.md"
+BEGIN = "<!-- silent frame: written by benchmarks/live_silent_frame_twin.py -->\n"
+END = "<!-- end of silent frame -->\n"
 TOKENS = 10  # of a frame: one pooled, 3 x 3 averaged
 INTERVAL, V = 11, 128256
 THRESHOLD = 1e-12  # so low that every frame passes in silence
@@ -103,12 +109,29 @@ def measure(repeats: int, frames_seen: tuple[int, ...] = (10, 600)) -> dict:
     return {**ratios, "settings": settings, "rows": rows}
 
 
+def table(result: dict) -> str:
+    """Each number of frames as a line of a Markdown table: medians of both ways, and their ratio beside its bound."""
+    lines = [["frames before", "ours, ms", "twin, ms", "ratio", "bound"], ["---:"] * 5]
+    for name, ratio in RATIOS.items():
+        ours, twin = (1000 * median_seconds(result["rows"], mode) for mode in (ratio.above, ratio.below))
+        frames = ratio.above.removeprefix("ours_")
+        lines.append([frames, f"{ours:.1f}", f"{twin:.1f}", f"{result[name]:.3f}", f"≤ {ratio.bound}"])
+    body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    settings = result["settings"]
+    where = f"{settings['machine']}; torch {settings['torch']}"
+    return f"{body}\n\nMedians of {settings['repeats']} on one thread ({where}).\n"
+
+
 def main() -> None:
-    """Prints the ratios beside their bounds."""
+    """Measures, prints the ratios beside their bounds and writes the JSON; or renders one."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=15, help="of each way")
     parser.add_argument("--json", type=Path, help="also write the raw rows here")
+    parser.add_argument("--render", type=Path, help="write the table of such a file into the page, do nothing else")
     options = parser.parse_args()
+    if options.render:
+        PAGE.write_text(between(PAGE.read_text(), BEGIN, END, table(json.loads(options.render.read_text()))))
+        return
     result = measure(options.repeats)
     for name, ratio in RATIOS.items():
         ours, twin = (1000 * median_seconds(result["rows"], mode) for mode in (ratio.above, ratio.below))

@@ -12,8 +12,6 @@ often is a word about a held-out StreamWorld true when spoken if the model watch
 import argparse
 import json
 import math
-import statistics
-import time
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,7 @@ from transformers import AutoModelForCausalLM
 
 from markers import between
 from streamchat_hf import StreamChatForConditionalGeneration, StreamChatProcessor
-from streamchat_hf.evaluation.streamworld import VIEWERS, evaluate
+from streamchat_hf.evaluation.streamworld import VIEWERS, evaluate, mean_of_attributes
 from streamchat_hf.training.__main__ import find_recipe
 from streamchat_hf.training.sft import load_model, load_recipe, text_source, train
 
@@ -73,22 +71,20 @@ def train_stages(words: list[str]) -> dict[str, dict[str, Any]]:
         words: `--key value` that differ from all recipes.
 
     Returns:
-        By stage the folder of the `model`, `steps`, and the `seconds` that it took; `None` if it was done before.
+        By stage the folder of the `model`, `steps`, and the `seconds` that it took since it was last interrupted.
     """
     made: dict[str, dict[str, Any]] = {}
     for stage in STAGES:
         path = find_recipe(f"smollm2/{stage}.yaml")
         _, arguments, _ = load_recipe(path, words)
-        final, began = Path(arguments.output_dir) / "final", time.monotonic()
-        finished = (final / "training_log.json").is_file()
-        if not finished:
+        final = Path(arguments.output_dir) / "final"
+        if not (final / "training_log.json").is_file():
             train(path, words)
         log = json.loads((final / "training_log.json").read_text())["log"]
-        steps = max(entry["step"] for entry in log)
         made[stage] = {
             "model": str(final),
-            "steps": steps,
-            "seconds": None if finished else round(time.monotonic() - began),
+            "steps": max(entry["step"] for entry in log),
+            "seconds": round(sum(entry.get("train_runtime", 0.0) for entry in log)),
         }
     return made
 
@@ -129,19 +125,14 @@ def measure(words: list[str], prompts: list[str], clips: int) -> dict[str, Any]:
     }
 
 
-def macro(result: dict[str, Any], viewer: str) -> float:
-    """The share of true words, mean over kinds of words; of a kind of which none was spoken nothing was true."""
-    return statistics.fmean(kind[viewer] or 0.0 for kind in result["by_kind"].values())
-
-
 def table(result: dict[str, Any]) -> str:
     """The measured numbers as Markdown."""
     before, after = result["perplexity"]["language model"], result["perplexity"]["trained"]
-    seconds = [stage["seconds"] for stage in result["stages"].values()]
-    took = "" if None in seconds else f", in {sum(seconds) / 60:.0f} minutes with {result['threads']} threads"
+    minutes = sum(stage["seconds"] for stage in result["stages"].values()) / 60
     steps = " + ".join(str(stage["steps"]) for stage in result["stages"].values())
     lines = [
-        f"{result['parameters'] / 1e6:.0f} million parameters, {steps} steps{took}.",
+        f"{result['parameters'] / 1e6:.0f} million parameters, {steps} steps in {minutes:.0f} minutes; "
+        f"torch's threads: {result['threads']}.",
         "",
         f"Without video: {result['identical_before']} of {result['prompts']} answers are the same before training, "
         f"token for token. The perplexity of the language model's own answers is {before:.4f} to itself and "
@@ -149,14 +140,14 @@ def table(result: dict[str, Any]) -> str:
         "",
         f"With video, {result['clips']} questions about held-out worlds; true when spoken, in percent:",
         "",
-        "| words about | watching on | looking once | grey frames | by chance |",
-        "|---|---:|---:|---:|---:|",
+        "| words about | watching on | looking once | grey frames | by chance | words, watching on |",
+        "|---|---:|---:|---:|---:|---:|",
     ]
     for name, kind in sorted(result["by_kind"].items()):
-        shares = (kind[key] for key in (*VIEWERS, "chance"))
-        lines.append(f"| {name} | {' | '.join('–' if share is None else f'{100 * share:.1f}' for share in shares)} |")
-    means = [100 * macro(result, viewer) for viewer in VIEWERS]
-    lines.append(f"| **mean of kinds** | {' | '.join(f'{mean:.1f}' for mean in means)} | |")
+        shares = " | ".join("–" if kind[key] is None else f"{100 * kind[key]:.1f}" for key in (*VIEWERS, "chance"))
+        lines.append(f"| {name} | {shares} | {kind['n']} |")
+    means = [100 * mean_of_attributes(result["by_kind"], viewer) for viewer in VIEWERS]
+    lines.append(f"| **mean without presence** | {' | '.join(f'{mean:.1f}' for mean in means)} | | |")
     return "\n".join([*lines, "", f"Watching on is {means[0] - means[1]:+.1f} points ahead of looking once.", ""])
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -38,6 +38,15 @@ STREAM_EVAL_MEANINGS = MEANINGS | {
     "not_visible": "says what cannot be seen around the question",
     "not_needed": "can be answered without that part of the video",
     "not_live": "nothing that is asked while watching live",
+}
+LIVE_MEANINGS = {
+    "kept": "written",
+    "empty": MEANINGS["empty"],
+    "broken_json": MEANINGS["broken_json"],
+    "missing_field": "an answer without time or text",
+    "wrong_times": "not one answer for each moment",
+    "tells_time": "speaks of seconds, which nobody sees",
+    "http_error": MEANINGS["http_error"],
 }
 
 
@@ -88,16 +97,19 @@ def synthesize_command(
 def _print_run(
     console: Console, result: "Synthesis | StreamEvalRun", meanings: dict[str, str], longest: float, out: Path
 ) -> None:
-    counts = result.counts
-    table = Table("outcome", "segments", "", title=f"{sum(counts.values())} segments", title_justify="left")
-    table.columns[1].justify = "right"
-    for outcome, count in counts.items():
-        table.add_row(outcome.replace("_", " "), str(count), meanings[outcome], style=None if count else "dim")
-    console.print(table)
+    console.print(_outcomes(result.counts, meanings, "segments"))
     if result.silent_videos:
         console.print(f"videos without captions for a segment of at most {longest:g} s: {result.silent_videos}")
     console.print(f"answered in this run: {result.asked}")
     console.print(f"written: {out}")
+
+
+def _outcomes(counts: dict[str, int], meanings: dict[str, str], noun: str) -> Table:
+    table = Table("outcome", noun, "", title=f"{sum(counts.values())} {noun}", title_justify="left")
+    table.columns[1].justify = "right"
+    for outcome, count in counts.items():
+        table.add_row(outcome.replace("_", " "), str(count), meanings[outcome], style=None if count else "dim")
+    return table
 
 
 @data_app.command("stream-eval")
@@ -138,6 +150,51 @@ def stream_eval_command(
     if review is not None:
         console.print(f"to be read: {result.counts['unread']} entries of {review}")
     write_json(json_file, dataclasses.asdict(result))
+
+
+@data_app.command("live-dialogues")
+@one_line_errors
+def live_dialogues_command(
+    source: Annotated[Literal["coin", "goalstep"], typer.Argument(help="What the annotations are.")],
+    annotations: Annotated[Path, typer.Argument(help="COIN.json (its training videos) or goalstep_train.json.")],
+    out: Annotated[Path, typer.Option(help="The JSONL file to write; its log, for going on, lies beside it.")],
+    model: Annotated[str, typer.Option(help="Hub id, folder or URL; with --base-url the name the server knows.")],
+    base_url: Annotated[str | None, typer.Option(help="An OpenAI-compatible endpoint: http://host/v1.")] = None,
+    workers: Annotated[int, typer.Option(help="How many conversations at once.")] = 8,
+    seed: Annotated[int, typer.Option(help="Of the choice of questions.")] = 0,
+    queries: Annotated[int, typer.Option(help="How many questions about each video.")] = 10,
+    json_file: JsonOption = None,
+) -> None:
+    """Let a language model make streaming dialogues out of the steps of COIN or Ego4D GoalStep."""
+    from streamchat_hf.data.annotations import BadRows
+    from streamchat_hf.data.live_annotations import coin_timeline, read_coin, read_goalstep
+    from streamchat_hf.data.live_dialogue import write_live_dialogues
+    from streamchat_hf.data.synthesize_llm import load_language_model
+
+    check_folders(out, json_file)
+    console, bad = Console(highlight=False), BadRows()
+    if source == "coin":
+        timelines = [coin_timeline(video, f"{video.id}.mp4") for video in read_coin(str(annotations), bad, "train")]
+    else:
+        timelines = list(read_goalstep(str(annotations), bad))
+    result = write_live_dialogues(
+        timelines,
+        out,
+        load_language_model(model, base_url),
+        queries=queries,
+        seed=seed,
+        workers=workers,
+        progress=console.is_terminal,
+    )
+    console.print(_outcomes(result.counts, LIVE_MEANINGS, "questions"))
+    for problem, count in result.unfit.items():
+        if count:
+            console.print(f"not asked about, {problem.replace('_', ' ')}: {count}")
+    if bad.counts:
+        console.print(f"left out of {annotations}: {bad}", soft_wrap=True)
+    console.print(f"answered in this run: {result.asked}")
+    console.print(f"written: {out}")
+    write_json(json_file, dataclasses.asdict(result) | {"bad_rows": bad.counts})
 
 
 @app.command(

@@ -96,6 +96,30 @@ def score_etbench(
     write_json(json_file, result)
 
 
+@score_app.command("coin-lta")
+@one_line_errors
+def score_coin_lta(
+    file: Annotated[Path, typer.Argument(help="A prediction file, which names its benchmark.")],
+    json_file: JsonOption = None,
+) -> None:
+    """COIN: accuracy of steps, tasks and procedures; Ego4D LTA: edit distances of what comes next."""
+    from streamchat_hf.evaluation.videollm_online_offline import score_offline
+
+    check_folders(json_file)
+    (content,) = _read(file, dict)
+    result = score_offline(file)
+    if "accuracy" in result:
+        table = Table("benchmark", "of", "accuracy", title="COIN, in percent", title_justify="left")
+        accuracy = result["accuracy"]
+        table.add_row(content["benchmark"], str(result["n"]), "–" if accuracy is None else f"{accuracy:.2f}")
+    else:
+        table = Table("", "ED", "AUED", title=f"Ego4D LTA, {result['n']} clips", title_justify="left")
+        for kind in ("verb", "noun", "action"):
+            table.add_row(kind, *("–" if value is None else f"{value:.4f}" for value in result[kind].values()))
+    Console().print(table)
+    write_json(json_file, result)
+
+
 def _compute(name: str, predictions: Sequence[Any], **options: Any) -> dict[str, Any]:
     """The metric's result; what it warns of goes to standard error, one line each."""
     from streamchat_hf import metrics

@@ -1,12 +1,15 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
 
 import ablations
+from streamchat_hf.data.annotations import BadRows, MediaFiles
+from streamchat_hf.data.live_annotations import read_livechat
 from streamchat_hf.data.streamworld_dataset import StreamWorldDataset, StreamWorldMix
 from streamchat_hf.data.streamworld_dialogue import KIND_OF
 from streamchat_hf.evaluation.streamworld_cases import streamworld_cases
@@ -25,6 +28,7 @@ def recipe(variant):
 
 def row(variant, seed, scores, **numbers):
     numbers = {"steps": 9, "parameters": 3_000_000, "score": 0.5, "fresh": 0.9, "frozen": 0.4, **numbers}
+    numbers |= {"cpu_seconds": 900, "clips": len(scores)}
     return {"variant": variant, "seed": seed, "case_scores": scores, **numbers}
 
 
@@ -68,8 +72,20 @@ def test_runs_of_a_seed_see_the_same_clips(tmp_path):
     assert "clips" not in made["full"]
 
 
+def test_the_baseline_learns_from_as_many_rows_a_step(tmp_path):
+    for batch in ({}, {"per_device_train_batch_size": 4}, {"per_device_train_batch_size": 4, "global_batch_size": 8}):
+        full, baseline = (
+            ablations.variant_recipe(name, 5, tmp_path / name, {"clips": 2, **batch})
+            for name in ("full", "interleaved")
+        )
+        rows = baseline["per_device_train_batch_size"] * baseline["gradient_accumulation_steps"]
+        assert rows == full["global_batch_size"]
+
+
 def test_the_baseline_answers_from_what_has_been_seen_by_then(tmp_path):
     source = ablations.write_conversations(tmp_path / "rows.json", 8, 5)
+    read = read_livechat(source["path"], BadRows(), MediaFiles(), source["folder"], from_start=source["from_start"])
+    seen = [(row["frame_times"][0], row["conversation"][0].get("num_frames")) for row in read]
     samples = StreamWorldDataset(8, 5, "train", StreamWorldMix(stalled=0.0))
     rows = json.loads((tmp_path / "rows.json").read_text())
     assert 6 <= len(rows) <= 8
@@ -84,6 +100,9 @@ def test_the_baseline_answers_from_what_has_been_seen_by_then(tmp_path):
             assert question["time"] == said["time"] == turn.ask_time and len(words) == len(turn.words)
             told = [word for word in words if KIND_OF.get(word, "presence") != "presence"]
             assert all(word == state.tell(KIND_OF[word]) for word in told)
+    # All that had been seen when the first question came.
+    asked = [line["conversation"][0]["time"] for line in rows]
+    assert seen == [(0.0, int(2 * time) + 1) for time in asked]
 
 
 def test_outcomes_are_counted_seed_by_seed_and_question_by_question():
@@ -95,19 +114,65 @@ def test_outcomes_are_counted_seed_by_seed_and_question_by_question():
     ]
 
 
-def test_table_has_means_deviations_and_the_papers_verdict():
+def test_table_has_means_and_deviations():
     rows = [row("full", seed, [0.5, 0.5], score=0.8 + 0.1 * seed) for seed in range(2)]
     rows += [row("no_v_ffn", 0, [0.4, 0.5]), row("no_v_ffn", 1, [0.4, 0.6])]
     rows += [row("interleaved", 0, [0.9, 0.5]), row("interleaved", 1, [0.5, 0.5])]
     lines = ablations.table(rows).splitlines()
-    assert lines[2] == "| StreamChat | 3.00 M | 0.850 ± 0.071 | 90.0 ± 0.0 | 40.0 ± 0.0 | – | – |"
-    assert lines[3].endswith("| 25 / 25 / 50 | 18 / 46 / 36 |") and "| 25 / 75 / 0 | 34 / 22 / 44 |" in lines[4]
-    assert "- no V-FFN: as in the paper; it loses more often than it wins with 1 of 2 seeds." in lines
-    assert (
-        "- interleaved, fixed context: **unlike in the paper**; it loses more often than it wins with 0 of 2 seeds."
-        in lines
-    )
-    assert "Seeds: 2. Steps: 9. Questions: 2." in lines
+    assert lines[2] == "| StreamChat | 3.00 M | 0.850 ± 0.071 | 90.0 ± 0.0 | 40.0 ± 0.0 | – | – | – |"
+    assert lines[3].endswith("| 25 / 25 / 50 | 25.0 ± 35.4 | 18 / 46 / 36 |")
+    assert "| 25 / 75 / 0 | -25.0 ± 35.4 | 34 / 22 / 44 |" in lines[4]
+    assert "Seeds: 2. Steps: 9. Questions: 2. Training: 1.5 CPU hours." in lines
+    assert 'CPU hours. Unlike in the recipes: `{"max_steps": 9}`.' in ablations.table(rows, {"max_steps": 9})
+
+
+@pytest.mark.parametrize(
+    ("behind", "said"),
+    [
+        ([20, 22, 30], "as in the paper"),
+        ([-20, -22, -30], "**unlike in the paper**"),
+        ([20, -1, 22], "no clear difference"),  # one seed says otherwise
+        ([1, 2, 40], "no clear difference"),  # the spread is larger than the mean
+        ([0, 0, 0], "no clear difference"),
+        ([30], "no clear difference"),  # of one seed no spread is known
+    ],
+)
+def test_only_what_is_clear_is_called_like_or_unlike_the_paper(behind, said):
+    against = [{"win": 40.0, "tie": 60.0 - value, "loss": 40.0 + value} for value in behind]
+    assert ablations.verdict("x", against, (18, 46, 36)).startswith(f"- x: {said}. ")
+
+
+def test_chance_is_that_of_tossing_a_coin():
+    assert ablations.chance_of(0, 3) == ablations.chance_of(3, 0) == 0.25
+    assert ablations.chance_of(2, 2) == ablations.chance_of(0, 0) == 1.0
+    tosses = [bin(throw).count("1") for throw in range(2**12)]
+    assert ablations.chance_of(3, 9) == sum(heads <= 3 or heads >= 9 for heads in tosses) / 2**12
+
+
+def test_only_the_very_same_run_is_not_done_again(tmp_path, monkeypatch):
+    made = []
+
+    class Trainer:
+        def __init__(self, variant, path):
+            self.model, self.state = torch.nn.Linear(1, 1), SimpleNamespace(global_step=1, log_history=[])
+
+        def train(self):
+            made.append(1)
+            if len(made) == 3:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(ablations, "build", Trainer)
+    monkeypatch.setattr(ablations, "measure", lambda trainer, variant, clips: {"case_scores": [0.0] * clips})
+
+    def run(steps, clips):
+        return ablations.run("full", 0, tmp_path, {"max_steps": steps}, clips)
+
+    assert run(5, 2) == run(5, 2) and len(made) == 1
+    assert len(run(5, 3)["case_scores"]) == 3 and len(made) == 2  # other questions
+    with pytest.raises(KeyboardInterrupt):
+        run(6, 3)  # another recipe, interrupted
+    run(6, 3)
+    assert len(made) == 4
 
 
 def test_a_fixed_context_does_not_see_what_comes_after_the_question(tmp_path):

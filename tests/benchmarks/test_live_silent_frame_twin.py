@@ -7,6 +7,8 @@ import pytest
 
 import live_silent_frame_twin as benchmark
 
+RESULT = benchmark.Path(benchmark.__file__).with_name("live_silent_frame.json")
+
 
 def test_both_ways_are_timed_in_turn():
     result = benchmark.measure(repeats=1, frames_seen=(2,))
@@ -33,3 +35,19 @@ def test_the_table(monkeypatch, capsys, tmp_path, seconds, verdict):
     assert output.count(verdict) == 2
     assert f"{seconds:.3f}" in output
     assert json.loads(path.read_text())["rows"] == rows
+
+
+def test_the_page_shows_what_was_measured(monkeypatch, tmp_path):
+    result = json.loads(RESULT.read_text())
+    assert {name: ratio.of(result["rows"]) for name, ratio in benchmark.RATIOS.items()} == {
+        name: result[name] for name in benchmark.RATIOS
+    }
+    shown = benchmark.PAGE.read_text().partition(benchmark.BEGIN)[2].partition(benchmark.END)[0]
+    assert shown == benchmark.table(result)
+    page = tmp_path / "page.md"
+    page.write_text(f"# Page\n\n{benchmark.BEGIN}old\n{benchmark.END}")
+    monkeypatch.setattr(benchmark, "PAGE", page)
+    monkeypatch.setattr(benchmark, "measure", None)
+    monkeypatch.setattr(sys, "argv", ["twin", "--render", str(RESULT)])
+    benchmark.main()
+    assert page.read_text() == f"# Page\n\n{benchmark.BEGIN}{shown}{benchmark.END}"

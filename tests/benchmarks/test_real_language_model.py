@@ -82,33 +82,34 @@ def test_answers_are_what_the_model_would_choose():
 
 
 def test_what_is_finished_is_not_trained_again(tmp_path, monkeypatch):
-    trained = []
+    trained, ended = [], {"step": 7, "train_runtime": 61.6}
 
     def train(path, words):
         _, arguments, _ = load_recipe(path, words)
         trained.append(Path(path).stem)
         final = Path(arguments.output_dir) / "final"
         final.mkdir(parents=True)
-        (final / "training_log.json").write_text(json.dumps({"log": [{"step": 3, "loss": 1.0}, {"step": 7}]}))
+        (final / "training_log.json").write_text(json.dumps({"log": [{"step": 3, "loss": 1.0}, ended]}))
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(real_language_model, "train", train)
     words = ["--use_cpu", "true", "--bf16", "false"]
     first, second = (real_language_model.train_stages(words) for _ in range(2))
     assert trained == list(real_language_model.STAGES) == list(first)
-    assert [row["seconds"] for row in first.values()] == [0, 0, 0]
-    assert second == {stage: {**row, "seconds": None} for stage, row in first.items()}
+    assert [row["seconds"] for row in first.values()] == [62, 62, 62] and second == first
     assert first["sft"]["steps"] == 7 and first["sft"]["model"] == "runs/smollm2_sft/final"
 
 
 def test_the_table_says_what_was_asked():
     text = real_language_model.table(result())
-    assert "149 million parameters, 10 + 10 + 10 steps, in 30 minutes with 2 threads." in text
+    assert "149 million parameters, 10 + 10 + 10 steps in 30 minutes; torch's threads: 2." in text
     assert (
         "200 of 200 answers are the same" in text and "2.0000 to itself and 2.0500 after all stages: +2.50 %." in text
     )
-    assert "| colour | 75.0 | 25.0 | – | 16.7 |" in text and "| **mean of kinds** | 80.0 | 25.0 | 12.5 | |" in text
-    assert "Watching on is +55.0 points ahead of looking once." in text
+    assert "| colour | 75.0 | 25.0 | – | 16.7 | 10 |" in text
+    # Of the five attributes two were named.
+    assert "| **mean without presence** | 32.0 | 10.0 | 5.0 | | |" in text
+    assert "Watching on is +22.0 points ahead of looking once." in text
 
 
 def test_the_table_goes_into_the_page(tmp_path, monkeypatch):

@@ -10,8 +10,15 @@ from transformers import AutoModelForCausalLM, BertConfig, BertModel, SiglipVisi
 from cli_helpers import run
 from published_adapter import published
 from scripted_endpoint import Reply, ScriptedEndpoint, streamworld_script
-from streamchat_cli.make import MEANINGS, STREAM_EVAL_MEANINGS, stream_eval_command, synthesize_command
-from streamchat_hf.data import stream_eval_make
+from streamchat_cli.make import (
+    LIVE_MEANINGS,
+    MEANINGS,
+    STREAM_EVAL_MEANINGS,
+    live_dialogues_command,
+    stream_eval_command,
+    synthesize_command,
+)
+from streamchat_hf.data import live_dialogue, stream_eval_make
 from streamchat_hf.data.stream_eval_prompt import CHECK_SYSTEM
 from streamchat_hf.data.streamworld import World
 from streamchat_hf.data.streamworld_captions import streamworld_captions
@@ -39,6 +46,7 @@ def synthesize(captions, *options, code=0):
 def test_every_outcome_has_a_meaning():
     assert tuple(MEANINGS) == OUTCOMES
     assert set(STREAM_EVAL_MEANINGS) == set(stream_eval_make.OUTCOMES)
+    assert tuple(LIVE_MEANINGS) == live_dialogue.OUTCOMES
 
 
 def test_the_defaults_are_those_of_the_library():
@@ -48,6 +56,10 @@ def test_the_defaults_are_those_of_the_library():
     functions = stream_eval_command, stream_eval_make.make_stream_eval
     said, library = (inspect.signature(function).parameters for function in functions)
     for name in ("seed", "limit", "longest", "workers", "review"):
+        assert said[name].default == library[name].default
+    functions = live_dialogues_command, live_dialogue.write_live_dialogues
+    said, library = (inspect.signature(function).parameters for function in functions)
+    for name in ("seed", "queries", "workers"):
         assert said[name].default == library[name].default
 
 
@@ -86,6 +98,93 @@ def test_a_stream_eval_set_is_made_and_its_counts_are_printed(captions, tmp_path
     assert out.read_text() == ""
     for said in (f"unread {counts['kept']} in the review file", "answered in this run: 0", "to be read: "):
         assert said in output
+
+
+def coin_video(**changes):
+    steps = [{"segment": [20 * k, 20 * k + 15], "label": f"step {k}"} for k in range(4)]
+    return {"duration": 90.0, "class": "MakeTea", "subset": "training", "annotation": steps, **changes}
+
+
+def write_coin(path):
+    videos = {"AbC": coin_video(), "brief": coin_video(annotation=coin_video()["annotation"][:1])}
+    videos |= {"held": coin_video(subset="testing"), "bad": coin_video(duration=None)}
+    path.write_text(json.dumps({"database": videos}))
+    return "coin", path, ["AbC.mp4"], {"wrong layout": 1}
+
+
+def write_goalstep(path):
+    def steps(length, **more):
+        names = "pour", "stir", "wait"
+        return [
+            {"start_time": k * length, "end_time": (k + 1) * length, "step_description": name, **more}
+            for k, name in enumerate(names)
+        ]
+
+    segments = [*steps(40.0), {**steps(70.0)[0], "segments": steps(25.0)}, {**steps(9.0)[0], "segments": steps(2.0)}]
+    videos = [{"video_uid": "v1", "goal_description": "make tea", "segments": segments}, {"video_uid": "v2"}]
+    path.write_text(json.dumps({"videos": videos}))
+    return "goalstep", path, ["v1.mp4", "v1.mp4"], {"wrong layout": 1}
+
+
+def live_script(messages, before):
+    """A good assistant: something else at each moment that it is asked about."""
+    moments = json.loads(f"[{messages[-1]['content'].rpartition('speaks at: ')[2]}]")
+    return json.dumps({"answers": [{"time": time, "text": f"You are at part {k}."} for k, time in enumerate(moments)]})
+
+
+@pytest.mark.parametrize("write", [write_coin, write_goalstep])
+def test_live_dialogues_are_made_of_annotated_steps_and_gone_on_with(tmp_path, write):
+    kind, annotations, videos, bad = write(tmp_path / "annotations.json")
+    out, summary = tmp_path / "live.jsonl", tmp_path / "run.json"
+
+    def make(*options):
+        words = ("data", "live-dialogues", kind, annotations, "--out", out, "--model", "tiny", *options)
+        return " ".join(re.sub("[\u2500-\u257f]", " ", run(*words, "--json", summary).output).split())
+
+    with ScriptedEndpoint(live_script) as endpoint:
+        options = ("--base-url", endpoint.url, "--workers", 2, "--seed", 3)
+        output = make(*options, "--queries", 2)
+        count = 2 * len(videos)
+        assert {request.body["model"] for request in endpoint.requests} == {"tiny"}
+        assert len(endpoint.requests) == count
+        result = json.loads(summary.read_text())
+        assert (result["asked"], result["counts"]["kept"], result["bad_rows"]) == (count, count, bad)
+        assert result["unfit"] == {"too_short": 1, "too_long": 0, "too_many_moments": 0}
+        for said in (
+            f"{count} questions",
+            f"kept {count} written",
+            "not asked about, too short: 1",
+            f"left out of {annotations}: 1 × wrong layout",
+            f"answered in this run: {count}",
+        ):
+            assert said in output
+        assert "too long" not in output
+        make(*options, "--queries", 3)
+        assert len(endpoint.requests) == count + len(videos), "only what is new is asked"
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["video"] for row in rows] == videos
+    assert [len(row["queries"]) for row in rows] == [3] * len(videos)
+    assert rows[0]["goal"] == "make tea" and rows[0]["made_by"]["seed"] == 3
+    dataset = live_dialogue.LiveDialogues(out, "videos")
+    assert [dataset[i]["media"] for i in range(len(dataset))] == [f"videos/{video}" for video in videos]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "error"),
+    [
+        ("COIN.json", ["--base-url", "localhost"], "the address of an endpoint reads http://host/v1"),
+        ("lost.json", [], "lost.json"),
+        ("COIN.json", ["--out", "missing/live.jsonl"], "missing: no such folder"),
+    ],
+)
+def test_live_dialogues_refuse_in_one_line(tmp_path, name, options, error):
+    write_coin(tmp_path / "COIN.json")
+    out = tmp_path / "live.jsonl"
+    words = ("data", "live-dialogues", "coin", tmp_path / name, "--out", out, "--model", "http://127.0.0.1:1/v1")
+    line = run(*words, *options, code=1).output
+    assert line.startswith("error: ") and error in line and line.count("\n") == 1
+    assert not out.exists()
+    assert "'coin', 'goalstep'" in run("data", "live-dialogues", "ego4d", *words[3:], code=2, COLUMNS="120").output
 
 
 def test_an_encoder_can_be_named(captions, tmp_path):

@@ -88,9 +88,45 @@ def test_a_folder_of_predictions_leaves_out_what_the_official_script_wrote(tmp_p
     assert table_rows(run("score", "etbench", folder).output)[0][2:4] == ["2", "1"]
 
 
+def test_coin(tmp_path):
+    rows = [
+        {"prediction": "1. Boil water.\n2. Cut it.", "label": ["boil water", "wash hands"]},
+        {"prediction": "1. Wash the hands.", "label": ["wash hands"]},
+    ]
+    content = {
+        "benchmark": "coin_procedure",
+        "categories": ["boil water", "cut the noodle", "wash hands"],
+        "rows": rows,
+    }
+    path, saved = write(tmp_path / "answers.json", content), tmp_path / "score.json"
+    output = run("score", "coin-lta", path, "--json", saved).output
+    assert table_rows(output) == [["coin_procedure", "3", "66.67"]]
+    assert json.loads(saved.read_text()) == {"accuracy": pytest.approx(200 / 3), "n": 3}
+    output = run("score", "coin-lta", write(path, {**content, "rows": []})).output
+    assert table_rows(output) == [["coin_procedure", "0", "–"]]
+
+
+def test_ego4d_lta(tmp_path):
+    row = {"predictions": ["nothing", "1. Take knife.\n2. Cut knife."], "verb_labels": [0, 1], "noun_labels": [0, 1]}
+    content = {"benchmark": "ego4d_lta", "verbs": ["take", "cut"], "nouns": ["knife", "bread"], "rows": [row]}
+    path, saved = write(tmp_path / "answers.json", content), tmp_path / "score.json"
+    output = run("score", "coin-lta", path, "--json", saved).output
+    assert table_rows(output) == [
+        ["verb", "0.0000", "0.0000"],
+        ["noun", "0.5000", "0.2500"],
+        ["action", "0.5000", "0.2500"],
+    ]
+    assert "Ego4D LTA, 1 clips" in output
+    assert json.loads(saved.read_text())["action"] == {"ED": 0.5, "AUED": 0.25}
+    assert table_rows(run("score", "coin-lta", write(path, {**content, "rows": []})).output)[0] == ["verb", "–", "–"]
+
+
 @pytest.mark.parametrize(
     ("benchmark", "content", "message"),
     [
+        ("coin-lta", "[]", "a JSON object was expected"),
+        ("coin-lta", "{1", "no JSON: "),
+        ("coin-lta", '{"benchmark": "coin"}', "file.json: benchmark is 'coin', not one of coin_step"),
         ("ovobench", "[]", "a JSON object was expected"),
         ("etbench", "{}", "a JSON list was expected"),
         ("etbench", "[1]", "an entry of ET-Bench is a dict"),

@@ -12,11 +12,14 @@ from streamchat_hf.data.live_annotations import (
     coin_task,
     coin_timeline,
     read_coin,
+    read_coin_benchmark,
+    read_coin_stream,
     read_goalstep,
     read_livechat,
 )
 from streamchat_hf.data.live_conversation import check_sample
 from streamchat_hf.data.synthesize_segment import Caption
+from video_files import write_video
 
 ANYWHERE = MediaFiles(check=False)
 
@@ -199,6 +202,29 @@ def test_coin_benchmarks_about_what_follows(tmp_path, video):
     assert found[0][3] == "1. Step 1.\n2. Step 2.\n3. Step 3.\n4. Step 4.\n5. Step 5."
 
 
+def test_coin_rows_are_those_of_the_videos_that_are_there(tmp_path):
+    videos = {"AbC": coin(), "lost": coin(), "held": coin(subset="testing")}
+    path = written(tmp_path / "COIN.json", {"database": videos})
+    (tmp_path / "videos" / "part").mkdir(parents=True)
+    write_video(tmp_path / "videos" / "part" / "AbC.mp4", range(0, 2000, 500))
+    found = {video.id: video for video in read_coin(path, BadRows(refuse=True))}
+    media, bad = str(tmp_path / "videos" / "part" / "AbC.mp4"), BadRows()
+    rows = list(read_coin_stream(path, bad, MediaFiles(), tmp_path / "videos", fps=4.0))
+    assert rows == [coin_stream(found["AbC"], media, 4.0)]
+    assert bad.counts == {"missing video": 1} and "COIN.json:" in str(bad) and "[lost]" in str(bad)
+    for benchmark in COIN_BENCHMARKS:
+        rows = list(read_coin_benchmark(path, BadRows(), MediaFiles(), tmp_path / "videos", benchmark, fps=4.0))
+        assert rows == coin_benchmark(found["AbC"], media, benchmark, 4.0)
+
+
+def test_coin_rows_of_each_subset(tmp_path):
+    path = written(tmp_path / "COIN.json", {"database": {"a": coin(), "b": coin(subset="testing")}})
+    for options, expected in (({}, ["a"]), ({"subset": "test"}, ["b"]), ({"subset": None}, ["a", "b"])):
+        for read, more in ((read_coin_stream, {}), (read_coin_benchmark, {"benchmark": "task"})):
+            rows = read(path, BadRows(refuse=True), ANYWHERE, "videos", **more, **options)
+            assert [row["media"] for row in rows] == [f"videos/{name}.mp4" for name in expected]
+
+
 def goalstep(**changes):
     step = {
         "start_time": 0,
@@ -356,3 +382,10 @@ def test_missing_videos_of_livechats(tmp_path):
     path, bad = written(tmp_path / "livechat.json", [chat(*CHAT)]), BadRows()
     assert not list(read_livechat(path, bad, MediaFiles(), tmp_path))
     assert bad.counts == {"missing video": 1}
+
+
+def test_a_dialogue_may_be_watched_from_the_start(tmp_path):
+    (sample,), *_ = read_chats(tmp_path, [chat(*CHAT)], from_start=True)
+    check_sample(sample)
+    assert sample["frame_times"][0] == 0.0 and said(sample, "user") == [(12.5, "Q"), (15.5, "R")]
+    assert sample["conversation"][0]["num_frames"] == 26

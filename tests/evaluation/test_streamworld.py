@@ -174,3 +174,12 @@ def test_the_shipped_checkpoint_watches():
     assert score["fresh"] >= 0.85 and score["frozen"] <= 0.6 and score["grey"] <= score["chance"] + 0.1
     assert result["streaming_score"]["fresh"]["score"] >= 0.85 > 0.65 >= result["streaming_score"]["frozen"]["score"]
     assert result["moved"]["frozen"]["accuracy"] <= 0.2 and result["unmoved"]["frozen"]["accuracy"] >= 0.7
+
+
+def test_the_mean_of_attributes_is_over_the_same_five_for_everybody():
+    by_kind = {"colour": {"fresh": 1.0, "frozen": 0.5}, "digit": {"fresh": 0.5, "frozen": None}}
+    assert streamworld.mean_of_attributes(by_kind, "fresh") == pytest.approx(1.5 / 5)
+    assert streamworld.mean_of_attributes(by_kind, "frozen") == pytest.approx(0.5 / 5)
+    by_kind["presence"] = {"fresh": 1.0, "frozen": 0.0}  # who sees nothing new cannot be right about it
+    assert streamworld.mean_of_attributes(by_kind, "fresh") == pytest.approx(1.5 / 5)
+    assert streamworld.mean_of_attributes({}, "fresh") == 0.0

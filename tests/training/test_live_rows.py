@@ -5,10 +5,11 @@ import json
 import pytest
 import torch
 
+from live_loop_helpers import live_processor
 from live_training_runs import source, trainer_of
 from streamchat_hf.data.live_streamworld import LiveStreamWorld
 from streamchat_hf.data.proactive_streamworld import ProactiveStreamWorld
-from streamchat_hf.training.live_rows import FrozenFeatures, LiveRows, load_source
+from streamchat_hf.training.live_rows import FrozenFeatures, LiveRows, MethodCollator, load_source
 from video_files import write_video
 from videollm_online_helpers import tiny_model
 
@@ -87,3 +88,22 @@ def test_proactive_worlds_and_stream_it_are_sources(tmp_path, monkeypatch):
     source = {"name": "stream-it", "dataset": "jsonl", "annotations": str(tmp_path / "rows.jsonl"), "drop": 0.5}
     rows = LiveRows([load_source(source, 2.0, None)], torch.zeros(8, dtype=torch.int64).numpy())
     assert len({str(rows[i]["conversation"]) for i in range(8)}) > 3, "drawn anew in every pass"
+
+
+def test_coin_is_a_source_as_it_is_told_and_as_it_is_asked_for(tmp_path):
+    steps = [{"segment": [0.5 + k, 1.0 + k], "label": f"step {k}"} for k in range(3)]
+    video = {"duration": 4.0, "class": "MakeTea", "annotation": steps}
+    database = {"a": {**video, "subset": "training"}, "b": {**video, "subset": "testing"}}
+    (tmp_path / "COIN.json").write_text(json.dumps({"database": database}))
+    for name in database:
+        write_video(tmp_path / f"{name}.mp4", range(0, 4000, 200), codec_options={"g": "5"})
+    place = {"path": str(tmp_path / "COIN.json"), "folder": str(tmp_path), "weight": 2}
+    told = load_source({"name": "coin_stream", **place}, 2.0, None)
+    asked = load_source({"name": "coin_benchmark", "benchmark": "step", "subset": "test", **place}, 2.0, None)
+    assert [row["media"] for row in told] == [str(tmp_path / "a.mp4")]
+    assert [row["media"] for row in asked] == [str(tmp_path / "b.mp4")] * 3
+    assert [row["conversation"][-1]["content"] for row in asked] == ["Step 0.", "Step 1.", "Step 2."]
+    collator = MethodCollator(live_processor())
+    batch = collator([*told, *asked])
+    assert batch["skipped"] == [] and batch["frame_mask"].sum(1).tolist() == [8, 2, 2, 2]
+    assert all((row != -100).any() for row in batch["labels"])

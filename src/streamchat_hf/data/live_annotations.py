@@ -212,6 +212,71 @@ def _clip(
     return LiveSample(conversation=lay_out(turns, frame_times), frame_times=frame_times, media=media)
 
 
+def read_coin_stream(
+    path: str,
+    bad: BadRows,
+    media: MediaFiles,
+    folder: str | os.PathLike,
+    fps: float = 2.0,
+    subset: str | None = "train",
+) -> Iterator[LiveSample]:
+    """Read `COIN.json` as rows of `coin_stream`, one for each video.
+
+    Args:
+        path: Of the file.
+        bad: Where bad rows are reported; videos that are not there are, too.
+        media: Finds the videos.
+        folder: In it or in folders in it lie the videos, `<id>.mp4`.
+        fps: Frames per second.
+        subset: `"train"` or `"test"`; `None` reads both.
+
+    Raises:
+        ValueError: For another subset.
+    """
+    for video, place in _coin_media(path, bad, media, folder, subset):
+        yield coin_stream(video, place, fps)
+
+
+def read_coin_benchmark(
+    path: str,
+    bad: BadRows,
+    media: MediaFiles,
+    folder: str | os.PathLike,
+    benchmark: str,
+    fps: float = 2.0,
+    subset: str | None = "train",
+) -> Iterator[LiveSample]:
+    """Read `COIN.json` as rows of `coin_benchmark`, all questions about a video one after the other.
+
+    Args:
+        path: Of the file.
+        bad: Where bad rows are reported; videos that are not there are, too.
+        media: Finds the videos.
+        folder: In it or in folders in it lie the videos, `<id>.mp4`.
+        benchmark: `"step"`, `"next"`, `"task"`, `"procedure"` or `"taskprocedure"`.
+        fps: Frames per second.
+        subset: `"train"` or `"test"`; `None` reads both.
+
+    Raises:
+        ValueError: For another benchmark or subset.
+    """
+    for video, place in _coin_media(path, bad, media, folder, subset):
+        yield from coin_benchmark(video, place, benchmark, fps)
+
+
+def _coin_media(
+    path: str, bad: BadRows, media: MediaFiles, folder: str | os.PathLike, subset: str | None
+) -> Iterator[tuple[CoinVideo, str]]:
+    """The videos that are there, each with the path of its file."""
+    for video in read_coin(path, bad, subset):
+        try:
+            place, _ = media.find(Annotation(video.id, video.source, "dense", (os.path.join(folder, video.id),), ()))
+        except BadRow as error:
+            bad.add(video.source, error)
+            continue
+        yield video, place
+
+
 def read_goalstep(path: str, bad: BadRows, folder: str | os.PathLike = "") -> Iterator[LiveTimeline]:
     """Read `goalstep_{train,val}.json` of Ego4D as timelines for `write_live_dialogues`.
 
@@ -257,7 +322,13 @@ def _goalstep_timelines(
 
 
 def read_livechat(
-    path: str, bad: BadRows, media: MediaFiles, folder: str | os.PathLike, fps: float = 2.0, seed: int = 0
+    path: str,
+    bad: BadRows,
+    media: MediaFiles,
+    folder: str | os.PathLike,
+    fps: float = 2.0,
+    seed: int = 0,
+    from_start: bool = False,
 ) -> Iterator[LiveSample]:
     """Read VideoLLM-online's dialogues about GoalStep, `goalstep_livechat_trainval_filtered_21k.json`, as rows.
 
@@ -273,6 +344,7 @@ def read_livechat(
         folder: In it or in folders in it lie the videos, `<video uid>.mp4`.
         fps: Frames per second.
         seed: Of how many frames are watched before the first question.
+        from_start: Whether that are all frames of the video until then.
     """
     for item in json_items(path, bad):
         try:
@@ -281,14 +353,14 @@ def read_livechat(
             if "duration" in item.value:
                 length = seconds(item.value["duration"])
             last = math.inf if length is None else last_frame(length, fps)
-            rng = random.Random(f"livechat/{seed}/{item.key}")
+            rng = None if from_start else random.Random(f"livechat/{seed}/{item.key}")
             yield _livechat(messages, video, fps, last, rng, f"{item.source} {name}", bad)
         except BadRow as error:
             bad.add(item.source, error)
 
 
 def _livechat(
-    messages: list[Any], video: str, fps: float, last: float, rng: random.Random, source: str, bad: BadRows
+    messages: list[Any], video: str, fps: float, last: float, rng: random.Random | None, source: str, bad: BadRows
 ) -> LiveSample:
     said: list[tuple[Role, str, int]] = []  # with the number of the frame
     clock = 0.0
@@ -315,7 +387,7 @@ def _livechat(
         raise BadRow("wrong layout", "a dialogue begins with the user")
     if all(role == "user" for role, _, _ in said):
         raise BadRow("no turns", "a dialogue without an answer")
-    first = said[0][2] - rng.randint(0, min(MOST_WAITING_FRAMES, said[0][2]))
+    first = 0 if rng is None else said[0][2] - rng.randint(0, min(MOST_WAITING_FRAMES, said[0][2]))
     frame_times = frame_grid(first / fps, said[-1][2] / fps, fps)
     turns = [
         LiveTurn("user" if role == "user" else "assistant", text, frame - first + 1) for role, text, frame in said

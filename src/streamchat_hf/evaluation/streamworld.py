@@ -1,8 +1,9 @@
 """StreamWorld through the live path: real mp4 files, `processor.stream`, `generate(frames=...)`, every word scored."""
 
 import itertools
+import statistics
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from streamchat_hf.streaming.words import spoken_words
 # How a viewer sees the stream: as it comes, as it was when the question was asked, or not at all.
 VIEWERS = ("fresh", "frozen", "grey")
 BATCH = 16
+# What can be asked for. Presence is no such kind: who sees nothing new cannot even be wrong about it.
+ATTRIBUTES = tuple(kind for kind in VALUES if kind != "presence")
 
 
 def evaluate(
@@ -49,10 +52,10 @@ def evaluate(
 
     Returns:
         `state_accuracy` by viewer, with `oracle` (what a perfect frozen viewer would score) and `chance`; `by_kind`
-        the same for each kind of word; `moved` and `unmoved` words, `in_heldout_combo`, `changes`; `n` state words
-        spoken by the fresh viewer; `streaming_score`, the whole result of that metric by viewer; `case_scores`, its
-        score of each of the fresh viewer's answers, question by question, the same questions for every model; the
-        settings; and `rows`, one per scored word and viewer.
+        the same for each kind of word that any viewer spoke; `moved` and `unmoved` words, `in_heldout_combo`,
+        `changes`; `n` state words spoken by the fresh viewer; `streaming_score`, the whole result of that metric by
+        viewer; `case_scores`, its score of each of the fresh viewer's answers, question by question, the same
+        questions for every model; the settings; and `rows`, one per scored word and viewer.
 
     Raises:
         ImportError: Without `evaluate`, which the metric needs.
@@ -88,6 +91,16 @@ def evaluate(
     ]
     report = {**_report(rows, changes), "streaming_score": scores, "case_scores": by_case}
     return {**report, **settings, "silent_frames": silent_frames}
+
+
+def mean_of_attributes(by_kind: Mapping[str, Mapping[str, Any]], viewer: str) -> float:
+    """The share of true words, mean over `ATTRIBUTES`: the same five for every model and viewer.
+
+    Args:
+        by_kind: as [`evaluate`] gives it.
+        viewer: one of `VIEWERS`. Of an attribute that it never named nothing was true.
+    """
+    return statistics.fmean(by_kind.get(kind, {}).get(viewer) or 0.0 for kind in ATTRIBUTES)
 
 
 def _batches(cases: list[StreamWorldCase]) -> Iterator[list[StreamWorldCase]]:
@@ -142,7 +155,7 @@ def _speak(model, processor, batch: list[StreamWorldCase], streams: list, tokens
 
 def _report(rows: dict[str, list[dict]], changes: dict[str, list[dict]]) -> dict[str, Any]:
     pooled = {viewer: summarise(rows[viewer], changes[viewer]) for viewer in VIEWERS}
-    kinds = sorted({row["kind"] for row in rows["fresh"]})
+    kinds = sorted({row["kind"] for viewer in VIEWERS for row in rows[viewer]})
 
     def chance(kind: str) -> float:
         return 1 / len(VALUES[kind])
@@ -161,7 +174,7 @@ def _report(rows: dict[str, list[dict]], changes: dict[str, list[dict]]) -> dict
             kind: {
                 **{viewer: of_kind(viewer, kind) for viewer in VIEWERS},
                 "chance": chance(kind),
-                "n": pooled["fresh"]["by_kind"][kind]["n"],
+                "n": pooled["fresh"]["by_kind"].get(kind, {}).get("n", 0),
             }
             for kind in kinds
         },

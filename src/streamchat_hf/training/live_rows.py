@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import Dataset
 
 from streamchat_hf.data.annotations import BadRows, MediaFiles
-from streamchat_hf.data.live_annotations import read_livechat
+from streamchat_hf.data.live_annotations import read_coin_benchmark, read_coin_stream, read_livechat
 from streamchat_hf.data.live_augment import augment
 from streamchat_hf.data.live_conversation import LiveSample
 from streamchat_hf.data.live_dialogue import LiveDialogues
@@ -25,6 +25,8 @@ READERS: dict[str, Callable[..., Iterator[LiveSample]]] = {
     "narrations": read_narrations,
     "refined_narrations": read_refined_narrations,
     "livechat": read_livechat,
+    "coin_stream": read_coin_stream,
+    "coin_benchmark": read_coin_benchmark,
 }
 SOURCES = ("streamworld", "proactive_streamworld", "dialogues", "stream-it", *READERS)
 
@@ -34,7 +36,8 @@ def load_source(source: dict[str, Any], fps: float, max_frames: int | None) -> D
 
     Args:
         source: `name`, one of `SOURCES`, and the arguments of [`LiveStreamWorld`], of [`ProactiveStreamWorld`], of
-            [`LiveDialogues`], of [`load_stream_it`] or of the reader: `path` and `folder`. Its `weight` is not read.
+            [`LiveDialogues`], of [`load_stream_it`] or of the reader: `path` and `folder`, and what else it takes. Its
+            `weight` is not read.
         fps: Frames per second.
         max_frames: The most frames of a row of `dialogues`, of which a part is drawn; others are cut when collated.
 
