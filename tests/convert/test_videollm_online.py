@@ -14,6 +14,7 @@ from transformers import (
     AutoProcessor,
     CLIPVisionConfig,
     CLIPVisionModel,
+    GenerationConfig,
     SiglipVisionConfig,
     SiglipVisionModel,
 )
@@ -126,6 +127,22 @@ def test_what_the_adapter_does_not_say_is_that_of_v1_plus(original):
     assert dict(video.size) == {"height": 32, "width": 32} and video.do_pad and set(video.image_mean) == {0.5}
     assert str(folder) not in (folder / "ours" / "config.json").read_text()
     assert (converted.base, converted.rank, converted.merged) == (str(folder / "base"), RANK, 3 * 7 + 1)
+
+
+def test_answers_are_greedy_though_the_base_samples(original, tmp_path):
+    folder = original[0]
+    shutil.copytree(folder / "base", tmp_path / "base")
+    chat = GenerationConfig(do_sample=True, temperature=0.6, top_p=0.9, top_k=20, eos_token_id=[1, 2], max_length=64)
+    chat.save_pretrained(tmp_path / "base")
+    converted = convert_videollm_online(folder / "adapter", tmp_path / "ours", tmp_path / "base", folder / "siglip")
+    loaded = VideoLLMOnlineForConditionalGeneration.from_pretrained(tmp_path / "ours")
+    for model in (converted.model, loaded):
+        own = model.generation_config
+        assert (own.do_sample, own.temperature, own.top_p, own.top_k) == (False, None, None, None)
+        assert own.eos_token_id == [1, 2] and not model.voice().config.do_sample
+    ids = torch.tensor([[0, 3, 4]])
+    one, other = (loaded.generate(ids, max_new_tokens=12) for _ in range(2))
+    assert torch.equal(one, other)
 
 
 def test_a_list_of_names_and_another_base_folder(tmp_path):

@@ -31,17 +31,18 @@ def assistant(content: str, learn: bool = True) -> dict:
     return {"role": "assistant", "content": content, "learn": learn}
 
 
-def outputs(conversation: list[dict], draws: int = DRAWS) -> Counter:
+def outputs(conversation: list[dict], draws: int = DRAWS, compat: bool = False) -> Counter:
     rng = random.Random(0)
-    return Counter(json.dumps(augment(conversation, rng), sort_keys=True) for _ in range(draws))
+    return Counter(json.dumps(augment(conversation, rng, compat), sort_keys=True) for _ in range(draws))
 
 
 def frames(conversation: list[dict]) -> int:
     return sum(message.get("num_frames", 0) for message in conversation)
 
 
-def test_the_golden_outputs_and_no_others():
-    found = outputs(GOLDEN["input"])
+@pytest.mark.parametrize("compat", [False, True])
+def test_the_golden_outputs_and_no_others(compat: bool):
+    found = outputs(GOLDEN["input"], compat=compat)
     golden = {json.dumps(output["conversation"], sort_keys=True): output["count"] for output in GOLDEN["outputs"]}
     assert len(golden) == 13 and set(found) == set(golden)
     # Two samples of the same distribution: chi-squared of 12 degrees of freedom exceeds 32.9 once in a thousand.
@@ -71,9 +72,9 @@ def test_one_answer_alone_stays(talk: list[dict]):
     assert outputs(talk, 50) == {json.dumps(talk, sort_keys=True): 50}
 
 
-def one_of(talk: list[dict], *expected: list[dict]) -> None:
+def one_of(talk: list[dict], *expected: list[dict], compat: bool = False) -> None:
     """All that can come out, whatever else stays."""
-    found = set(outputs(talk, 400))
+    found = set(outputs(talk, 400, compat))
     assert found == {json.dumps(output, sort_keys=True) for output in expected}
 
 
@@ -122,6 +123,31 @@ def test_what_was_not_learned_stays_so():
                 assert message["learn"] is False or message["learn"] < message["num_frames"]
 
 
+def test_compat_learns_all_frames_of_streams_that_moved_as_the_authors_do():
+    """One before a question learned all but its last; one that was not learned at all is, where an answer moves."""
+    talk = [stream(2), assistant("a"), stream(4, 3), user("q"), assistant("a")]
+    put_right = [stream(1), assistant(f"{CORRECTION}a"), stream(3)]
+    one_of(
+        talk,
+        [stream(2), assistant("", False), *put_right, *talk[3:]],
+        [stream(3, 1), assistant("a"), stream(3), *talk[3:]],
+        [stream(2), assistant("", False), stream(4, False), *talk[3:]],
+        [stream(6, 1), *talk[3:]],
+        compat=True,
+    )
+    talk = [stream(3, False), assistant("a"), stream(3, False), assistant("a")]
+    one_of(
+        talk,
+        [talk[0], assistant("", False), stream(1), assistant(f"{CORRECTION}a"), stream(2), talk[3]],
+        [stream(4, 2), assistant("a"), stream(2), talk[3]],
+        [talk[0], assistant("", False), stream(3, False), talk[3]],
+        [stream(6, 2), talk[3]],
+        compat=True,
+    )
+    talk = [stream(3, False), assistant("a"), user("q"), assistant("a")]
+    one_of(talk, talk, [talk[0], assistant("", False), *talk[2:]], [stream(3, 2), *talk[2:]], compat=True)
+
+
 def test_an_answer_that_moved_has_no_time():
     talk = [dict(message, time=1.0) for message in GOLDEN["input"]]
     for output in map(json.loads, outputs(talk, 100)):
@@ -147,6 +173,23 @@ def test_rows_stay_rows(drawn, seed):
     sample = {"conversation": augment(talk, random.Random(seed)), "frame_times": times, "media": "clip.mp4"}
     check_sample(sample)
     assert frames(sample["conversation"]) == frames(talk) == len(times)
+
+
+@given(TURNS, st.integers(0, 10**6))
+def test_compat_differs_in_what_is_learned_before_a_question_alone(drawn, seed):
+    turns, seen = [], 0
+    for role, ahead, content in drawn:
+        seen += ahead
+        turns.append(LiveTurn(role, content, seen))
+    talk = lay_out(turns, [i / 2 for i in range(seen)])
+    ours, theirs = (augment(talk, random.Random(seed), compat) for compat in (False, True))
+    unasked = all(message["role"] == "assistant" for message in talk if message["role"] != "stream")
+    assert not unasked or ours == theirs
+    assert len(ours) == len(theirs)
+    for i, (own, other) in enumerate(zip(ours, theirs, strict=True)):
+        if own != other:
+            assert {**own, "learn": True} == other and own["learn"] in (own["num_frames"] - 1, False)
+            assert ours[i + 1 :] == [] or ours[i + 1]["role"] == "user"
 
 
 def test_streamworld_rows_stay_rows():

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 
 from live_training_runs import speaker as build
 from streamchat_hf.data.live_methods import METHODS
@@ -26,12 +27,14 @@ class Knowing:
 
     def __init__(self, model, processor, row, method, shift=0):
         self.config, self.processor, self.method = model.config, processor, method
-        self.model = SimpleNamespace(get_video_features=lambda pixels: (torch.zeros(1, pixels.shape[1], 1, 16), None))
         self.written = write(processor, row, method)
         first, *rest = [response.frame for response in expected_responses(row)] or [-1]
         written = {*rest} if shift > 0 else {first + shift, first, *rest}
         self.speaks = [written, {first + shift}]  # in the dialogue as it is written; ahead of it
         self.asked = []
+
+    def get_video_features(self, pixels):
+        return torch.zeros(1, pixels.shape[1], 1, 16), None
 
     def eval(self):
         return self
@@ -163,6 +166,19 @@ def test_a_random_model_is_scored_as_by_a_forward_pass_over_everything(method):
         for name in ("lm_ppl", "frame_diff", "fluency", "lm_correctness", "missed"):
             assert result[name] == pytest.approx(expected[name], rel=1e-4), name
     assert looked_ahead
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_model_with_adapters_is_scored_as_merged(method):
+    model, processor = build(seed=3)
+    lora = LoraConfig(r=2, target_modules=".*(q_proj|lm_head)", init_lora_weights=False, task_type="CAUSAL_LM")
+    rows = [ALERTS[1], LATER[0]]
+    plain = dialogue_metrics(model, processor, rows, method)
+    adapted = get_peft_model(model, lora)
+    found = dialogue_metrics(adapted, processor, rows, method)
+    assert found["lm_ppl"] != pytest.approx(plain["lm_ppl"], rel=1e-3)
+    expected = dialogue_metrics(adapted.merge_and_unload(), processor, rows, method)
+    assert found == pytest.approx(expected, rel=1e-3)
 
 
 def one_hot(token, logits):

@@ -17,6 +17,7 @@ TOKENS = 5  # of a frame
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
 PROMPT = [2, 20, 21, 22]
 QUESTION_IN_RUN = [6, 9, 30, 31, 7, 8]  # "]", "User: q", "\nAssistant:"
+STANDING_IN_RUN = [6, 9, 30, 31, *OPEN]  # "]", "User: q", "\n["
 
 
 def language_model(kind: str = "llama", layers: int = 3):
@@ -68,6 +69,11 @@ class Stream:
 
     def frames(self, count: int = 1) -> torch.Tensor:
         return self.read(self.cache.next_frames(count)[0], count)
+
+    def stand(self, question: list[int]) -> torch.Tensor:
+        """A question that frames follow."""
+        self.cache.hear(question)
+        return self.frames()
 
     def answer(self, *words: int, question: list[int] | None = None) -> torch.Tensor:
         """A question, if there is one, and an answer."""
@@ -156,6 +162,8 @@ def test_moved_keys_are_those_recomputed_at_their_new_positions(kind):
         stream.frames()
         if step % 9 == 8:
             stream.answer(40, 41, question=QUESTION_IN_RUN if step % 2 else None)
+        if step == 30:
+            stream.stand(STANDING_IN_RUN)
     assert cache.forgotten > 200
 
 
@@ -205,6 +213,7 @@ def test_a_block_is_dropped_at_once():
 
 # One letter for each token. What is kept must read like a conversation: after the prompt, and the newest question if
 # its turn is gone, whole turns of frames F, a question U or none, and an answer A; and a run of frames that is open.
+# Instead of the answer more frames may follow a question.
 LETTERS = {
     2: "P",
     V: "F",
@@ -219,7 +228,8 @@ LETTERS = {
     END: "$",
 }
 RUN = rf"\(\[F{{{TOKENS}}}(,F{{{TOKENS}}})*"
-CONVERSATION = re.compile(rf"Pwww(Uww)?(({RUN}\](Uww)?|/Uww)A:w*\$)*({RUN})?")
+STANDING = rf"(({RUN}\]|/)Uww(?=\())*"
+CONVERSATION = re.compile(rf"Pwww(Uww\(?)?({STANDING}({RUN}\](Uww)?|/Uww)A:w*\$)*{STANDING}({RUN})?")
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -235,7 +245,10 @@ def test_frames_and_turns_are_dropped_whole(seed):
         if kind < 0.1:
             asked = [9, *(chance.randrange(40, 60) for _ in range(2))]
             stream.answer(*words, question=[6 if cache.open_run else 10, *asked, 7, 8])
-        elif kind < 0.25 and cache.open_run:
+        elif kind < 0.15:
+            asked = [9, *(chance.randrange(40, 60) for _ in range(2)), OPEN[0]]
+            stream.stand([6 if cache.open_run else 10, *asked, OPEN[1]])
+        elif kind < 0.3 and cache.open_run:
             stream.answer(*words)
         else:
             stream.frames(chance.randrange(1, 4))
@@ -272,6 +285,40 @@ def test_the_newest_question_is_kept_and_older_ones_are_not():
         assert cache.ids[:9] == [*PROMPT, *question, *OPEN]
     stream.answer(41, question=[6, 9, 34, 35, 7, 8])
     assert cache.ids[slice(*cache.question)] == [9, 34, 35]
+
+
+@pytest.mark.parametrize("ending", [OPEN, OPEN[1:], []])  # the line break one token with the text, or yet to come
+@pytest.mark.parametrize("answered", [False, True])
+def test_the_newest_question_is_kept_while_it_stands(ending, answered):
+    model, cache = language_model(layers=1), live_cache(layers=1, max_context=160)
+    stream = Stream(model, cache)
+    cache.hear(PROMPT)
+    stream.frames(6)
+    stream.stand([6, 9, 30, 31, *ending])
+    for step in range(60):
+        logits = stream.answer(40, 41) if answered and step % 7 == 6 else stream.frames()
+        asked = slice(*cache.question)
+        assert cache.ids[asked] == [9, 30, 31, *ending[:-1]]
+        assert cache.ids[asked.stop : asked.stop + 3] in ([*OPEN, V], [OPEN[1], V, V])
+        with torch.no_grad():
+            afresh = model(inputs_embeds=stream.embeds).logits[0]
+        torch.testing.assert_close(logits[-1], afresh[-1], atol=1e-4, rtol=0)
+        assert len(cache.ids) <= 160
+    assert cache.ids[: asked.start] == PROMPT
+    assert cache.forgotten > 200
+    assert cache.visual_bytes == 2 * 2 * 160 * 8 * 4  # keys and values, heads, tokens, dimensions, bytes
+
+
+def test_a_question_that_stands_is_forgotten_when_another_one_comes():
+    model, cache = language_model(layers=1), live_cache(layers=1, max_context=80)
+    stream = Stream(model, cache)
+    cache.hear(PROMPT)
+    for word in (30, 31, 32):
+        stream.frames(3)
+        stream.stand([6, 9, word, *OPEN])
+    for _ in range(30):
+        stream.frames()
+    assert cache.ids[:8] == [*PROMPT, 9, 32, *OPEN]
 
 
 @pytest.mark.parametrize(

@@ -267,6 +267,41 @@ def test_many_frames_are_read_in_parts_that_fit():
     assert len(cache.ids) <= 64
 
 
+@pytest.mark.parametrize("said", [0, 60])
+@pytest.mark.parametrize("at_once", [20, 1])
+def test_many_frames_fit_beside_what_is_never_forgotten(model, at_once, said):
+    prompt = list(itertools.islice(itertools.cycle(range(9, 50)), 121 - said))
+    cache, silence = model.new_cache(max_context=200), []
+    cache.hear([*prompt, *(CLOSE[1:] if said else [])])
+    if said:  # an answer belongs to the turn under way until a frame comes after it
+        model._read(cache, cache.pending + [40] * said, [0])
+        cache.end_response()
+    for begin in range(0, 20, at_once):
+        model.refresh_visual(cache, frames(20)[begin : begin + at_once], threshold=1e-9)
+        silence += cache.silence
+    assert len(silence) == cache.streams[0].frames_taken == 20
+    assert cache.ids[: len(prompt)] == prompt
+    assert len(cache.ids) <= 200
+
+
+def test_a_question_that_stands_is_kept_for_ever():
+    model = talkative_model(max_context=96, text_config={"num_hidden_layers": 1})
+    first = watch(model, frames(8), threshold=1e-9)
+    cache, spy = first.past_key_values, Spy(model)
+    question = torch.tensor([[6, 9, 30, *OPEN]])
+    watch(model, frames(48)[8:], question, past_key_values=cache, threshold=1e-9)
+    held = cache.ids.count(V) // 5
+    run = [*OPEN, *FRAME, *[INTERVAL, *FRAME] * (held - 1)]
+    assert cache.ids == [*PROMPT[0].tolist(), 9, 30, *run]
+    assert len(cache.ids) <= 96 < cache.forgotten
+    assert cache.visual_bytes == 2 * 2 * 96 * 8 * 4  # keys and values, heads, tokens, dimensions, bytes
+    # With one layer it is as if nothing else had ever been there.
+    with torch.no_grad():
+        shown = pixels(48)[None, -held:]
+        afresh = type(model).forward(model, input_ids=torch.tensor([cache.ids]), pixel_values_videos=shown).logits[0]
+    torch.testing.assert_close(list(spy.logits.values())[-1], afresh[-1], atol=1e-4, rtol=0)
+
+
 def test_a_window_goes_on_for_ever_and_speaks_in_it():
     model = talkative_model(max_context=96)
     spy = Spy(model)
@@ -450,6 +485,10 @@ def test_a_finished_clip_is_a_prompt_for_transformers_own_generate(model):
         ({"num_beams": 2}, "num_beams=2 does not work with frames"),
         ({"use_cache": False}, "use_cache=False does not work with frames"),
         ({"cache_implementation": "static"}, "cache_implementation='static' does not work"),
+        ({"output_scores": True}, "output_scores=True does not work with frames"),
+        ({"output_logits": True}, "output_logits=True does not work with frames"),
+        ({"output_attentions": True}, "output_attentions=True does not work with frames"),
+        ({"output_hidden_states": True}, "output_hidden_states=True does not work with frames"),
         ({"max_length": 20}, "no max_length"),
         ({"wisdom": 3}, "does not take wisdom"),
         ({"tokens_per_second": 0}, "must be positive"),

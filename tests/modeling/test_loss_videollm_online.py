@@ -60,10 +60,11 @@ def test_bfloat16_is_compared_in_float32():
     assert torch.equal(loss, streaming_loss(logits.float(), labels, is_frame, 2.0))
 
 
-def test_nothing_to_learn_is_a_loss_of_zero_with_a_gradient_of_zero():
+@pytest.mark.parametrize("num_items", [None, 0, torch.tensor(0)], ids=["its own", "int", "tensor"])
+def test_nothing_to_learn_is_a_loss_of_zero_with_a_gradient_of_zero(num_items):
     logits, labels, is_frame = made_up()
     logits.requires_grad_()
-    loss = streaming_loss(logits, labels.fill_(-100), is_frame, 2.0)
+    loss = streaming_loss(logits, labels.fill_(-100), is_frame, 2.0, num_items)
     loss.backward()
     assert loss.item() == 0 and not logits.grad.any()
 

@@ -216,6 +216,20 @@ def test_a_backlog_longer_than_the_window_is_read_in_parts():
     assert model.watch(cache, []).shape == (0,)
 
 
+@torch.no_grad()
+def test_a_backlog_fits_beside_a_long_question_if_its_frames_do():
+    model = tiny_model()
+    frames = [(k / 2, pixel) for k, pixel in enumerate(pixels(6))]
+    found = []
+    for parts in ([frames], [[frame] for frame in frames]):
+        cache = model.new_cache(64)
+        cache.hear([2] + [40, 41] * 22)
+        found.append(torch.cat([model.watch(cache, part) for part in parts]))
+        assert len(cache.ids) <= 64
+    assert found[0].shape == (6,)
+    torch.testing.assert_close(found[0][0], found[1][0], atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize("vision", VISIONS)
 def test_saved_equals_loaded(tmp_path, vision):
     model = tiny_model(vision=vision, threshold=0.61)

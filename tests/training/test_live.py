@@ -12,7 +12,10 @@ import video_files
 from live_training_runs import TEXT, log_of, losses, source, trainer_of, write_recipe
 from streamchat_hf import VideoLLMOnlineForConditionalGeneration
 from streamchat_hf.data.live_streamworld import LiveStreamWorld
+from streamchat_hf.evaluation.videollm_online import dialogue_metrics
 from streamchat_hf.evaluation.videollm_online_alerts import alert_metrics
+from streamchat_hf.training import live
+from streamchat_hf.training.checkpoints import train_from_last
 from streamchat_hf.training.live import build_trainer, load_recipe, train
 from streamchat_hf.training.live_rows import MethodCollator
 from streamchat_hf.training.sft import NonFiniteError
@@ -131,6 +134,55 @@ def test_an_adapter_is_merged_and_kept(tmp_path):
     assert (tmp_path / "recipe" / "adapter" / "adapter_model.safetensors").is_file()
 
 
+ENDS = {"head": ".*v_proj|lm_head$", "embedding": ".*(v_proj|embed_tokens)", "neither": ".*v_proj"}
+
+
+@pytest.mark.parametrize(
+    ("end", "tied"), [("head", True), ("embedding", True), ("neither", True), ("head", False)], ids=str
+)
+def test_the_final_model_is_the_one_that_was_trained(tmp_path, monkeypatch, end, tied):
+    """An adapter of one end of the language model changes that end only, also where both ends are one matrix."""
+    before, compared = [], []
+
+    def train_and_keep(trainer):
+        state = trainer.model.state_dict()
+        before.extend(
+            next(v for k, v in state.items() if f"{name}." in k and "lora" not in k).clone()
+            for name in ("lm_head", "embed_tokens")
+        )
+        train_from_last(trainer)
+        inputs = trainer.data_collator([trainer.train_dataset[i] for i in range(2)])
+        inputs = {name: value for name, value in inputs.items() if name not in ("rows", "skipped", "labels")}
+        with torch.no_grad():
+            compared.extend([inputs, trainer.model.eval()(**inputs).logits])
+
+    monkeypatch.setattr(live, "train_from_last", train_and_keep)
+    changes = {"use_peft": True, "lora_target_modules": [ENDS[end]], "learning_rate": 0.05, "max_steps": 2}
+    changes |= {"per_device_train_batch_size": 1, "save_strategy": "no"}
+    final = train(write_recipe(tmp_path, **changes, text_config=TEXT | {"tie_word_embeddings": tied}))
+    model = AutoModel.from_pretrained(final).eval()
+    inputs, trained = compared
+    with torch.no_grad():
+        torch.testing.assert_close(model(**inputs).logits, trained, atol=1e-4, rtol=1e-4)
+    after = model.lm_head.weight, model.get_input_embeddings().weight
+    assert (after[0] is after[1]) == model.config.tie_word_embeddings == (tied and end == "neither")
+    kept = [torch.equal(*weights) for weights in zip(after, before, strict=True)]
+    assert kept == [end != "head", end != "embedding"]
+
+
+def test_a_run_with_adapters_measures_what_the_merged_model_does(tmp_path):
+    changes = {"use_peft": True, "lora_target_modules": ["all-linear"], "max_steps": 2}
+    held_out = {"eval_datasets": [source(2, split="heldout")], "eval_strategy": "steps", "eval_steps": 2}
+    trainer = trainer_of(tmp_path, **changes, **held_out)
+    trainer.train()
+    measured = trainer.evaluate()
+    assert trainer.model.training  # as it was
+    merged = trainer.model.merge_and_unload()
+    expected = dialogue_metrics(merged, trainer.processing_class, trainer.eval_rows)
+    assert measured["eval_lm_ppl"] == pytest.approx(expected["lm_ppl"], rel=1e-4) and measured["eval_n"] == 2
+    assert [entry["step"] for entry in trainer.state.log_history if "eval_lm_ppl" in entry] == [2, 2]
+
+
 def test_a_video_is_trained_on(tmp_path):
     """Pixels of a file, a tower that learns, a row that cannot be read."""
     clip = video_files.write_video(tmp_path / "clip.mp4", range(0, 4000, 250))
@@ -159,6 +211,22 @@ def test_rows_that_cannot_be_used_are_named_and_a_run_without_any_stops(tmp_path
         RuntimeError, match=r"no row of 3 updates up to step 3 could be used: StreamWorld.*no such video"
     ):
         train(write_recipe(tmp_path, "none"))
+
+
+def test_a_batch_without_a_usable_row_is_a_loss_of_zero(tmp_path, monkeypatch):
+    sample, asked = MethodCollator.sample, []
+
+    def second_batch_fails(self, row):
+        asked.append(row)
+        if 4 < len(asked) <= 8:
+            raise ValueError("no such video")
+        return sample(self, row)
+
+    monkeypatch.setattr(MethodCollator, "sample", second_batch_fails)
+    final = train(write_recipe(tmp_path))
+    first, second, *rest = losses(final)
+    assert second == 0 and all(math.isfinite(loss) and loss > 0 for loss in (first, *rest))
+    assert math.isfinite(log_of(final)["log"][-1]["train_loss"])
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run_before_the_step(tmp_path, monkeypatch):

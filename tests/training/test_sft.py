@@ -186,6 +186,13 @@ def test_lora_trains_adapters_and_leaves_a_whole_model(folder):
         train(recipe, ["--stage", "pretrain_stage1"])
 
 
+def test_an_adapted_embedding_is_untied_before_it_learns(folder):
+    recipe = write_recipe(folder, "head", use_peft=True, model_name_or_path=str(tiny_checkpoint()), max_frames=4)
+    for targets, tied in ((r".*\.v_proj", True), (r".*embed_tokens", False)):  # the head TRL refuses
+        trainer = build_trainer(*load_recipe(recipe, ["--lora_target_modules", targets]))
+        assert trainer.model.config.tie_word_embeddings == tied
+
+
 def test_checkpointed_activations_change_nothing(folder):
     same = {"max_steps": 1, "save_strategy": "no", "optim": "sgd", "learning_rate": 0.1}
     runs = [train(write_recipe(folder, f"gc{on}", activation_checkpointing=on, **same)) for on in (True, False)]

@@ -1,9 +1,13 @@
+import json
+
 import pytest
 import torch
-from transformers import TrainingArguments
+from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, SiglipVisionModel, TrainingArguments
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from trl import ModelConfig
 
 from live_training_runs import TEXT, source
+from streamchat_hf import StreamFormerConfig, StreamFormerModel, StreamFormerVideoProcessor
 from streamchat_hf.training.video_llm import (
     VideoLLMRecipe,
     as_asked,
@@ -12,6 +16,7 @@ from streamchat_hf.training.video_llm import (
     load_sources,
     refuse_parts,
 )
+from videollm_online_helpers import VISION
 
 
 def test_what_does_not_go_together_is_refused():
@@ -30,6 +35,51 @@ def test_fresh_parts_speak_streamworld_and_see_as_the_tiny_checkpoint():
     assert parts.text.config.vocab_size == len(parts.tokenizer)
     assert parts.text.config.eos_token_id == parts.tokenizer.eos_token_id
     assert parts.video_processor.fps == 4.0 and parts.vision.config.model_type == "streamformer"
+
+
+KINDS = {
+    "clip_vision_model": (CLIPVisionConfig, CLIPVisionModel),
+    "siglip_vision_model": (SiglipVisionConfig, SiglipVisionModel),
+    "streamformer": (StreamFormerConfig, StreamFormerModel),
+}
+
+
+def seen_with(folder, kind):
+    """Mean and deviation of the frames of a tower in a folder, which holds what is needed beside it."""
+    config, tower = KINDS[kind]
+    tower(config(**{name: value for name, value in VISION.items() if name != "model_type"})).save_pretrained(folder)
+    parts = load_parts(VideoLLMRecipe(text_config=TEXT, vision_backbone=str(folder)))
+    assert parts.vision.config.model_type == kind
+    white = parts.video_processor.preprocess_frame(torch.full((3, 32, 32), 255, dtype=torch.uint8))
+    mean, std = parts.video_processor.image_mean, parts.video_processor.image_std
+    torch.testing.assert_close(white[:, 0, 0], (1 - torch.tensor(mean)) / torch.tensor(std))
+    return tuple(mean), tuple(std)
+
+
+OWN = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
+HALF = (0.5, 0.5, 0.5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("file", "stored"),
+    [("preprocessor_config.json", OWN), ("processor_config.json", {"image_processor": OWN}), (None, None)],
+    ids=["preprocessor", "nested", "none"],
+)
+def test_frames_are_normalised_as_the_tower_knows_them(tmp_path, kind, file, stored):
+    if file is not None:
+        (tmp_path / file).write_text(json.dumps(stored))
+        expected = (tuple(OWN["image_mean"]), tuple(OWN["image_std"]))
+    elif kind == "clip_vision_model":
+        expected = (tuple(OPENAI_CLIP_MEAN), tuple(OPENAI_CLIP_STD))
+    else:
+        expected = (HALF, HALF)
+    assert seen_with(tmp_path, kind) == expected
+
+
+def test_a_streamformers_own_video_processor_counts(tmp_path):
+    StreamFormerVideoProcessor(**OWN).save_pretrained(tmp_path)
+    assert seen_with(tmp_path, "streamformer") == (tuple(OWN["image_mean"]), tuple(OWN["image_std"]))
 
 
 def test_parts_become_what_is_asked_for():

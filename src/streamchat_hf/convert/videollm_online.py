@@ -61,6 +61,7 @@ def convert_videollm_online(
 
     The adapter says neither how many tokens a frame has nor what lies between two frames. Taken is what the published
     model v1+ was trained with: one pooled and 3 x 3 averaged tokens, a comma between frames, two frames per second.
+    Answers are greedy, as theirs are, even if the language model's own settings sample.
 
     Args:
         source: folder or Hub id with `adapter_config.json`, `adapter_model.safetensors` and the tokenizer; without a
@@ -100,6 +101,8 @@ def convert_videollm_online(
     processor = _processor(source, base, tower.config.image_size)
     model = VideoLLMOnlineForConditionalGeneration.from_backbones(text, tower, **processor.token_ids(), **_V1_PLUS)
     model.model.connector.load_state_dict({name: weights[f"connector.{name}"] for name in connector.state_dict()})
+    # The authors' code always takes the most probable word, whatever the language model does by itself.
+    model.generation_config.update(do_sample=False, temperature=None, top_p=None, top_k=None)
     model.save_pretrained(dest)
     processor.save_pretrained(dest)
     return Conversion(model, processor, base, str(vision), adapter["r"], len(targets))

@@ -15,7 +15,7 @@ from streamchat_hf.data.live_conversation import LiveMessage, learned_frames
 CORRECTION = "(Sorry, the last response is wrong) "
 
 
-def augment(conversation: Sequence[LiveMessage], rng: random.Random) -> list[LiveMessage]:
+def augment(conversation: Sequence[LiveMessage], rng: random.Random, compat: bool = False) -> list[LiveMessage]:
     """Spoil one learned answer, not the last one, as the authors do.
 
     It is replaced by the text of another learned answer, by nothing said, or left out, each choice equally likely.
@@ -27,11 +27,14 @@ def augment(conversation: Sequence[LiveMessage], rng: random.Random) -> list[Liv
     - or it is not: the stream behind it is not learned. One that was left out joins the streams around it, of which
       all frames but the last of the first one are learned.
 
-    What was not learned stays so: no frame before a question becomes one to speak at, as it does in the authors' code.
+    What was not learned stays so: no frame before a question becomes one to speak at. The authors' code takes the
+    streams next to the answer to be learned whole, whatever they say: one before a question, which learns all of its
+    frames but the last, learns that one, too, once an answer has moved into it.
 
     Args:
         conversation: Messages in the form of `LiveSample`; neither the list nor the messages are changed.
         rng: Where randomness comes from; equal states give equal conversations.
+        compat: Whether to learn of those streams what the authors' code does.
 
     Returns:
         Messages with the same number of frames. Those that moved have no `time`. With less than two learned answers,
@@ -51,29 +54,31 @@ def augment(conversation: Sequence[LiveMessage], rng: random.Random) -> list[Liv
     after = _frames(conversation[i + 1])
     start, stop = i - (before is not None), i + 1 + (after is not None)
     if put_right:
-        middle = _put_right(before, after, fake, real)
+        middle = _put_right(before, after, fake, real, compat)
         if middle is None:
             return conversation
     else:
-        middle = _left_wrong(before, after, fake)
+        middle = _left_wrong(before, after, fake, compat)
     return [*conversation[:start], *middle, *conversation[stop:]]
 
 
 def _put_right(
-    before: LiveMessage | None, after: LiveMessage | None, fake: str | None, real: str
+    before: LiveMessage | None, after: LiveMessage | None, fake: str | None, real: str, compat: bool
 ) -> list[LiveMessage] | None:
     """The wrong answer and the true one a frame later; `None` if there is no room for that."""
     if after is None or after["num_frames"] < 2:
         return None
-    rest = _stream(after["num_frames"] - 1, learned_frames(after) - 1)
+    rest = _stream(after["num_frames"] - 1, _learned(after, compat) - 1)
     if fake is not None:
         return [*_listed(before), _answer(fake, learn=False), _stream(1, 1), _answer(CORRECTION + real), rest]
     if before is None:
         return None
-    return [_stream(before["num_frames"] + 1, _silent(before)), _answer(real), rest]
+    return [_stream(before["num_frames"] + 1, _silent(before, compat)), _answer(real), rest]
 
 
-def _left_wrong(before: LiveMessage | None, after: LiveMessage | None, fake: str | None) -> list[LiveMessage]:
+def _left_wrong(
+    before: LiveMessage | None, after: LiveMessage | None, fake: str | None, compat: bool
+) -> list[LiveMessage]:
     """The wrong answer, or none, and frames behind it that are not learned."""
     unlearned = None if after is None else _stream(after["num_frames"], 0)
     if fake is not None:
@@ -81,12 +86,17 @@ def _left_wrong(before: LiveMessage | None, after: LiveMessage | None, fake: str
     if before is None:
         return _listed(unlearned)
     frames = before["num_frames"] + (0 if after is None else after["num_frames"])
-    return [_stream(frames, _silent(before))]
+    return [_stream(frames, _silent(before, compat))]
 
 
-def _silent(message: LiveMessage) -> int:
+def _learned(message: LiveMessage, compat: bool) -> int:
+    """How many frames of a stream are learned; to the authors' code, all."""
+    return message["num_frames"] if compat else learned_frames(message)
+
+
+def _silent(message: LiveMessage, compat: bool) -> int:
     """How many frames of a stream are learned, but for the last one, at which the assistant spoke."""
-    return min(learned_frames(message), message["num_frames"] - 1)
+    return min(_learned(message, compat), message["num_frames"] - 1)
 
 
 def _frames(message: LiveMessage) -> LiveMessage | None:

@@ -52,7 +52,7 @@ def dialogue_metrics(
     of the stream, so that the numbers can be compared.
 
     Args:
-        model: A VideoLLM-online.
+        model: A VideoLLM-online, or one with PEFT's adapters.
         processor: Its processor.
         rows: Dialogues with `learn` flags.
         method: How the model was trained, one of `METHODS`.
@@ -86,7 +86,7 @@ def _score(
 ) -> dict[str, Any]:
     collator, config = LiveCollator(processor), model.config
     sample = collator.sample(dict(row))
-    features, _ = model.model.get_video_features(sample.pixels[None].to(model.device))
+    features, _ = model.get_video_features(sample.pixels[None].to(model.device))
     features = features[0]  # (T, K, D_v)
     written = write(processor, row, method)
 

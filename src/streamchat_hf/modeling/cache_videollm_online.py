@@ -9,6 +9,7 @@ before it is dropped itself.
 Letters: K key/value heads, L tokens, d head dimension; D embedding size, N tokens of a frame.
 """
 
+from bisect import insort
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -131,7 +132,8 @@ class LiveCache(Cache):
         pending: tokens that will be read before the next frame or word.
         frames_in_run: frames in the run that is open, 0 when only its opening stands there; `None` if none is open.
         prompt_length: how many of the first tokens are never forgotten.
-        question: where the newest question stands, from and to; it is not forgotten either. `None` before one.
+        question: where the newest question is, from and to; it is not forgotten either. `None` before one.
+        question_stands: whether frames come after it, not its answer.
         forgotten: how many tokens have been dropped so far.
         silence: probability of silence after each frame of the newest backlog.
         speaks: whether one of them says that it is time to speak.
@@ -155,6 +157,7 @@ class LiveCache(Cache):
         self.frames_in_run: int | None = None
         self.prompt_length = self.forgotten = self.clock = 0
         self.question: tuple[int, int] | None = None
+        self.question_stands = False
         self.silence: list[float] = []
         self.speaks = False
         self.streams = [StreamState()]
@@ -201,6 +204,7 @@ class LiveCache(Cache):
             self.prompt_length = length
         elif length > 1:
             self.question = (begin + 1, begin + length)  # without what closes the run before it
+            self.question_stands = not answers
         self.pending += ids
         self.frames_in_run = 0 if opens else None
         return answers
@@ -242,6 +246,12 @@ class LiveCache(Cache):
         if self.pending[-1:] != [self.config.eos_token_id]:
             self.pending.append(self.config.eos_token_id)
 
+    def frames_at_once(self) -> int:
+        """How many frames to read in one forward pass: half of what is free or can be freed, but at least one."""
+        free = self.max_context - len(self.ids) - len(self.pending)
+        free += sum(end - begin for begin, end in self._oldest(len(self.ids)))
+        return max(1, free // 2 // (self.config.frame_num_tokens + 1))
+
     def make_room(self, tokens: int, rotary_emb) -> None:
         """Drops the oldest frames and turns until so many tokens fit.
 
@@ -282,9 +292,14 @@ class LiveCache(Cache):
         return ranges
 
     def _turns(self) -> list[tuple[int, int]]:
-        """From where to where each turn goes: a run of frames, if there is one, and what was said after it."""
+        """From where to where each turn goes: a run of frames, if there is one, and what was said after it.
+
+        The newest question ends its turn if it stands: the frames after it go before it does.
+        """
         length, eos = len(self.ids), self.config.eos_token_id
         ends = [i + 1 for i in range(self.prompt_length, length - 1) if self.ids[i] == eos] + [length]
+        if self.question is not None and self.question_stands and self.question[1] < length:
+            insort(ends, self.question[1])
         return list(pairwise([self.prompt_length, *ends]))
 
     def _forget(self, ranges: list[tuple[int, int]], rotary_emb) -> None:

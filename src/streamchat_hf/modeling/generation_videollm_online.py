@@ -26,6 +26,10 @@ ALONE: dict[str, tuple] = {
     "num_beams": (None, 1),
     "num_return_sequences": (None, 1),
     "prompt_lookup_num_tokens": (None,),
+    "output_scores": (None, False),
+    "output_logits": (None, False),
+    "output_attentions": (None, False),
+    "output_hidden_states": (None, False),
     "use_cache": (None, True),
     "cache_implementation": (None, "dynamic"),
     "max_time": (None,),
@@ -278,7 +282,7 @@ class LiveGenerationMixin(StreamVoiceMixin):
         """Reads the backlog in one forward pass and decides: `cache.speaks`, from `cache.silence` after each frame.
 
         A frame passes in silence if P(silence) >= `threshold`; with a threshold of 0, if silence is the most probable.
-        A backlog of more than half the window is read in parts.
+        A backlog that would fill more than half of what the window can free is read in parts.
 
         Args:
             cache: the conversation's state.
@@ -292,10 +296,10 @@ class LiveGenerationMixin(StreamVoiceMixin):
                 ready, state.vision_cache = self.encode_frames(raw[begin : begin + ENCODE_CHUNK], state.vision_cache)
                 frames += ready
         threshold = self.config.silence_threshold if threshold is None else threshold
-        at_once = max(1, cache.max_context // 2 // (self.config.frame_num_tokens + 1))
         cache.silence, cache.speaks = [], False
-        for begin in range(0, len(frames), at_once):
-            backlog = frames[begin : begin + at_once]
+        while frames:
+            at_once = cache.frames_at_once() if len(frames) > 1 else 1
+            backlog, frames = frames[:at_once], frames[at_once:]
             ids, last_of_frame = cache.next_frames(len(backlog))
             logits = self._read(cache, ids, last_of_frame, backlog)  # (T, vocabulary)
             probabilities = logits.float().softmax(-1)
@@ -391,7 +395,8 @@ class LiveGenerationMixin(StreamVoiceMixin):
                 `"block"` the source, `"drop_oldest"`, or keep only the `"latest"`.
             frame_timeout: seconds that a source may take for one frame under the wall clock.
             threshold: how probable silence must be for a frame to pass in silence; 0: more than anything else.
-                Default: `config.silence_threshold`.
+                Default: `config.silence_threshold`. Between 0 and 0.5 this probability alone decides, where the paper
+                and its metrics also speak if another token is more probable; from 0.5 up both are the same.
             streamer: as in transformers; its methods `put_frames` and `put_times`, if it has them, are called as
                 StreamChat's `generate` does.
             **kwargs: `max_new_tokens` of each answer (default 100), sampling options, `logits_processor` and

@@ -36,5 +36,5 @@ def streaming_loss(
     # In float32: bfloat16 has 8 bits, and only learned rows are cast, most of a stream is not.
     negative_log_likelihood = nn.functional.cross_entropy(logits[learned].float(), labels[learned], reduction="none")
     weights = torch.where(is_frame[learned], stream_weight, 1.0)
-    count = learned.sum().clamp(min=1) if num_items is None else torch.as_tensor(num_items, device=logits.device)
-    return (negative_log_likelihood * weights).sum() / count
+    count = learned.sum() if num_items is None else torch.as_tensor(num_items, device=logits.device)
+    return (negative_log_likelihood * weights).sum() / count.clamp(min=1)  # 0 / 1 where nothing is learned

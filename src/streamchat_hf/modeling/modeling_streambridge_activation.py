@@ -202,7 +202,7 @@ class StreamBridgeActivationModel(VideoLLMOnlineModel):
 
     @torch.no_grad()
     def watch(self, cache: LiveCache, frames) -> torch.Tensor:
-        """Reads frames in one forward pass, those of more than half the window in parts.
+        """Reads frames in one forward pass, those that would fill more than half of what the window can free in parts.
 
         What is pending in the cache, a question or an answer, is read before them.
 
@@ -214,11 +214,11 @@ class StreamBridgeActivationModel(VideoLLMOnlineModel):
             `(T,)` float32, for each frame the probability that it is time to answer.
         """
         state, frames = cache.streams[0], list(frames)
-        at_once = max(1, cache.max_context // 2 // self.config.frame_num_tokens)
-        at_once = at_once if all(hasattr(frame, "embeds") for frame in frames) else min(at_once, ENCODE_CHUNK)
+        most = len(frames) if all(hasattr(frame, "embeds") for frame in frames) else ENCODE_CHUNK
         scores = [torch.empty(0, device=self.device)]
-        for begin in range(0, len(frames), at_once):
-            backlog = frames[begin : begin + at_once]
+        while frames:
+            at_once = min(cache.frames_at_once(), most) if len(frames) > 1 else 1
+            backlog, frames = frames[:at_once], frames[at_once:]
             if hasattr(backlog[0], "embeds"):
                 embeds = torch.stack([frame.embeds for frame in backlog])  # (T, K + 1, H)
             else:

@@ -256,6 +256,12 @@ class VideoLLMOnlineForConditionalGeneration(VideoLLMOnlinePreTrainedModel, Live
             model.generation_config = copy.deepcopy(text.generation_config)
         return model.to(text.dtype).eval()
 
+    def get_video_features(
+        self, pixel_values_videos: torch.Tensor, vision_cache=None, use_cache: bool = False
+    ) -> tuple[torch.Tensor, object]:
+        """As [`VideoLLMOnlineModel.get_video_features`]."""
+        return self.model.get_video_features(pixel_values_videos, vision_cache, use_cache)
+
     @can_return_tuple
     def forward(
         self,

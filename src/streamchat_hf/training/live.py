@@ -22,6 +22,7 @@ from streamchat_hf import (
     VideoLLMOnlineProcessor,
 )
 from streamchat_hf.evaluation.videollm_online import dialogue_metrics
+from streamchat_hf.training.adapters import untie_adapted_ends
 from streamchat_hf.training.checkpoints import (
     WholeCheckpoints,
     refuse_another_run,
@@ -189,8 +190,10 @@ def build_trainer(recipe: LiveRecipe, arguments: TrainingArguments, model_argume
     model, processor = load_model(recipe, model_arguments)
     if not recipe.train_vision:
         model.model.vision_tower.requires_grad_(False)
-    rows = load_rows(recipe, arguments, model.model)
+    rows = load_rows(recipe, arguments, model)
     lora = get_peft_config(model_arguments)
+    if lora is not None:
+        untie_adapted_ends(model, lora)
     return LiveTrainer(
         model if lora is None else get_peft_model(model, lora),
         arguments,
@@ -211,7 +214,8 @@ def train(recipe_path: str | Path, overrides: Sequence[str] = ()) -> Path:
 
     Returns:
         The folder of the trained model, its processor and `training_log.json`: `final` in the output folder. With LoRA
-        the adapter is merged into the model, and lies by itself in `adapter` beside it.
+        the adapter is merged into the model, and lies by itself in `adapter` beside it. A model that ties head and
+        embedding ends with two matrices if it has adapters on either.
 
     Raises:
         ValueError: if parts of the recipe do not fit together, or a run is to begin in a folder that holds one.

@@ -27,6 +27,7 @@ from streamchat_hf import (
 from streamchat_hf.data.streamworld_dialogue import build_tokenizer
 from streamchat_hf.evaluation.streamworld import evaluate as ask_streamworld
 from streamchat_hf.hub.card import render_card
+from streamchat_hf.training.adapters import untie_adapted_ends
 from streamchat_hf.training.checkpoints import (
     WholeCheckpoints,
     refuse_another_run,
@@ -291,6 +292,9 @@ def build_trainer(recipe: SFTRecipe, arguments: SFTConfig, model_arguments: Mode
     set_seed(arguments.seed)  # before a projector is drawn
     model, processor = load_model(recipe, model_arguments)
     freeze_for_stage(model, recipe.stage, recipe.train_text)
+    lora = get_peft_config(model_arguments)
+    if lora is not None:
+        untie_adapted_ends(model, lora)
     collator = DenseCollator(processor, recipe.fps, recipe.max_frames, arguments.max_length)
     with arguments.main_process_first(desc="loading rows"):
         rows, sizes, weights = load_mixture(recipe.datasets or [], recipe.fps, recipe.max_frames)
@@ -312,7 +316,7 @@ def build_trainer(recipe: SFTRecipe, arguments: SFTConfig, model_arguments: Mode
         train_dataset=rows.select(order),
         eval_dataset=eval_rows,
         processing_class=processor,
-        peft_config=get_peft_config(model_arguments),
+        peft_config=lora,
         eval_clips=recipe.eval_clips,
     )
     _check_end_of_turn(trainer.model, collator)

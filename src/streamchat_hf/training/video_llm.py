@@ -10,6 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.data import Dataset
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, TrainingArguments
+from transformers.image_processing_utils import BaseImageProcessor
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+from transformers.video_processing_utils import BaseVideoProcessor
 from trl import ModelConfig
 
 from streamchat_hf import StreamFormerVideoProcessor, tiny_checkpoint
@@ -34,7 +37,8 @@ class VideoLLMRecipe:
         eval_datasets: the same, of held-out rows.
         text_backbone: folder or Hub id of a causal language model, and of its tokenizer.
         text_config: fields of the configuration of a fresh language model, `model_type` among them.
-        vision_backbone: folder or Hub id of a SigLIP, CLIP or StreamFormer.
+        vision_backbone: folder or Hub id of a SigLIP, CLIP or StreamFormer. Mean and deviation of its frames are those
+            of the image or video processor beside it; without one, those of its kind.
         model_config: fields of the model's configuration; not for `model_name_or_path`.
         train_vision: whether the vision tower learns too.
         keep_features: keep what a frozen vision tower makes of frames in memory, for rows that come again.
@@ -86,7 +90,10 @@ def load_parts(recipe: VideoLLMRecipe) -> Parts:
     else:
         vision = load_vision_backbone(recipe.vision_backbone)
         side = vision.config.image_size
-        video_processor = StreamFormerVideoProcessor(size={"height": side, "width": side}, do_pad=True)
+        normalisation = _normalisation(recipe.vision_backbone, vision.config.model_type)
+        video_processor = StreamFormerVideoProcessor(
+            size={"height": side, "width": side}, do_pad=True, **normalisation
+        )
     video_processor.fps = recipe.fps
     if recipe.text_backbone is not None:
         tokenizer: Any = AutoTokenizer.from_pretrained(recipe.text_backbone)
@@ -96,6 +103,19 @@ def load_parts(recipe: VideoLLMRecipe) -> Parts:
     fields: Any = recipe.text_config or {}
     config = AutoConfig.for_model(**{**fields, "vocab_size": len(tokenizer), **special})
     return Parts(AutoModelForCausalLM.from_config(config), tokenizer, vision, video_processor)
+
+
+def _normalisation(source: str, model_type: str) -> dict[str, Any]:
+    """`image_mean` and `image_std` of the frames that a tower knows; those left out are our video processor's own."""
+    of_kind = {"image_mean": OPENAI_CLIP_MEAN, "image_std": OPENAI_CLIP_STD}
+    known: dict[str, Any] = of_kind if model_type == "clip_vision_model" else {}
+    for read in (BaseImageProcessor.get_image_processor_dict, BaseVideoProcessor.get_video_processor_dict):
+        try:
+            stored, _ = read(source)
+        except OSError:  # there is none
+            continue
+        return known | {name: stored[name] for name in ("image_mean", "image_std") if stored.get(name) is not None}
+    return known
 
 
 def refuse_parts(recipe: VideoLLMRecipe) -> None:
@@ -135,7 +155,7 @@ def load_rows(recipe: VideoLLMRecipe, arguments: TrainingArguments, base_model: 
     Args:
         recipe: which rows.
         arguments: how many of them.
-        base_model: the model that has the vision tower and the connector.
+        base_model: the model; what is kept of frames is what its `get_video_features` makes.
 
     Raises:
         ValueError: if there are none, or parts of the recipe do not fit together.

@@ -72,7 +72,8 @@ def live_metrics(
         v_placeholder_id: The frame token; it may lie outside the vocabulary.
         eos_token_id: It ends a turn; and is the silence token if there is no token between frames.
         frame_token_interval_id: The token between frames, which is then the silence token.
-        threshold: θ; a frame responds if p(silence) < θ, too. With None or 0 the argmax alone decides.
+        threshold: θ; a frame responds if p(silence) < θ, too. With None or 0 the argmax alone decides. `generate` does
+            the same, but for θ between 0 and 0.5: there p(silence) < θ alone decides, whatever the argmax.
         look_ahead: Called as `look_ahead(past_len, first_frame, n_frames)` for a turn in which nobody responded though
             it was due and frames follow. It continues the dialogue after its first `past_len` tokens, and thus without
             the written answer, with frames `first_frame` to `first_frame + n_frames - 1` of the dialogue (counted from
