@@ -107,3 +107,18 @@ def test_coin_is_a_source_as_it_is_told_and_as_it_is_asked_for(tmp_path):
     batch = collator([*told, *asked])
     assert batch["skipped"] == [] and batch["frame_mask"].sum(1).tolist() == [8, 2, 2, 2]
     assert all((row != -100).any() for row in batch["labels"])
+
+
+def test_what_a_source_leaves_out_is_told(tmp_path, caplog):
+    steps = [{"segment": [0.5, 1.0], "label": "stir"}]
+    database = {
+        name: {"duration": 4.0, "class": "MakeTea", "annotation": steps, "subset": "training"} for name in "ab"
+    }
+    (tmp_path / "COIN.json").write_text(json.dumps({"database": database}))
+    source = {"name": "coin_stream", "path": str(tmp_path / "COIN.json"), "folder": str(tmp_path)}
+    with pytest.raises(ValueError, match=r"has no rows: 2 × .*COIN\.json:1"):
+        load_source(source, 2.0, None)
+    write_video(tmp_path / "a.mp4", range(0, 4000, 200), codec_options={"g": "5"})
+    assert len(load_source(source, 2.0, None)) == 1
+    [record] = caplog.records
+    assert "coin_stream: left out: 1 × " in record.getMessage() and "COIN.json" in record.getMessage()

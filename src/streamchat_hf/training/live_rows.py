@@ -1,5 +1,6 @@
 """What a VideoLLM-online is trained on: rows from several sources, laid out by a learning method, as batches."""
 
+import logging
 import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -19,6 +20,8 @@ from streamchat_hf.data.live_streamworld import LiveStreamWorld
 from streamchat_hf.data.proactive_streamworld import ProactiveStreamWorld
 from streamchat_hf.data.stream_it import load_stream_it
 from streamchat_hf.training.live_collator import LiveCollator, Sample
+
+logger = logging.getLogger(__name__)
 
 # Sources of annotations that are read once, each by its reader.
 READERS: dict[str, Callable[..., Iterator[LiveSample]]] = {
@@ -45,7 +48,7 @@ def load_source(source: dict[str, Any], fps: float, max_frames: int | None) -> D
         ValueError: For an unknown name, or a source without rows.
     """
     arguments = {key: value for key, value in source.items() if key not in ("name", "weight")}
-    name = source.get("name")
+    name, bad = source.get("name"), BadRows()
     rows: Any
     if name == "streamworld":
         rows = LiveStreamWorld(**{"fps": fps, **arguments})
@@ -57,11 +60,13 @@ def load_source(source: dict[str, Any], fps: float, max_frames: int | None) -> D
         limit = {} if max_frames is None else {"max_frames": max_frames}
         rows = LiveDialogues(**{"fps": fps, **limit, **arguments})
     elif name in READERS:
-        rows = list(READERS[name](bad=BadRows(), media=MediaFiles(), fps=fps, **arguments))
+        rows = list(READERS[name](bad=bad, media=MediaFiles(), fps=fps, **arguments))
     else:
         raise ValueError(f"source {source}: its name must be one of {', '.join(SOURCES)}")
     if not len(rows):
-        raise ValueError(f"source {source} has no rows")
+        raise ValueError(f"source {source} has no rows{f': {bad}' if bad.counts else ''}")
+    if bad.counts:
+        logger.warning("%s: left out: %s", name, bad)
     return rows
 
 
