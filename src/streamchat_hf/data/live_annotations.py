@@ -344,7 +344,7 @@ def read_livechat(
         folder: In it or in folders in it lie the videos, `<video uid>.mp4`.
         fps: Frames per second.
         seed: Of how many frames are watched before the first question.
-        from_start: Whether that are all frames of the video until then.
+        from_start: Whether all frames of the video until then are.
     """
     for item in json_items(path, bad):
         try:
