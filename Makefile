@@ -2,8 +2,8 @@
 # make test     the test suite: CPU, offline
 # make test-lmms-eval   the plugin for lmms-eval against lmms-eval itself, which it installs
 # make check    lint, format, types
-# make train-tiny   trains the shipped checkpoint again, into runs/streamworld (under an hour on two cores)
-# make train-captions   trains another one on instructions made from captions, into runs/captions (the same)
+# make train-tiny   trains the shipped checkpoint again, into runs/streamworld (under two hours on two cores)
+# make train-captions   trains another one on instructions made from captions, into runs/captions (under an hour)
 PYTHON ?= python3
 JOBS ?= 2
 VENV := .venv

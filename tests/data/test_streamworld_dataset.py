@@ -1,3 +1,5 @@
+from collections import Counter
+
 import pytest
 import torch
 
@@ -189,3 +191,41 @@ def test_at_the_end_the_same_is_asked_and_nothing_moves(samples):
             assert all(word.text == end.tell(word.kind) for word in told if word.kind != "presence")
             assert all(word.text == "nothing" and not end.present for word in told if word.kind == "presence")
     assert kept > 0.6 * sum(len(sample.turns) for sample in samples)
+
+
+def test_scenes_are_kept_as_often_as_the_mix_says():
+    def drawn(**scenes):
+        dataset = StreamWorldDataset(200, mix=StreamWorldMix(scenes=scenes))
+        return Counter(dataset[i].world.kind for i in range(200))
+
+    plain, counting = drawn(), drawn(shape=0.2, digit=0.2)
+    assert plain["count"] < 50 and 70 < counting["count"] < 120
+    assert {"shape", "digit"} < set(counting)
+
+
+@pytest.mark.parametrize("steady", [0.0, 1.0])
+def test_several_objects_keep_their_colour_if_the_mix_says_so(steady):
+    dataset = StreamWorldDataset(60, mix=StreamWorldMix(steady=steady))
+    worlds = [world for world in (dataset[i].world for i in range(60)) if world.kind == "count"]
+    assert any(event.kind == "count" for world in worlds for event in world.events)
+    assert any(event.kind == "colour" for world in worlds for event in world.events) == (steady == 0)
+
+
+def test_what_has_no_name_is_watched_and_its_words_are_not_learned(collator):
+    mix = StreamWorldMix(one_attribute=1, unnamed_watch=1, two_turns=0)
+    samples = [StreamWorldDataset(60, mix=mix)[i] for i in range(60)]
+    batch, words = collator(samples), collator.tokenizer.convert_ids_to_tokens
+    replaced = 0
+    for sample, ids, labels in zip(samples, batch["input_ids"], batch["labels"], strict=True):
+        [turn] = sample.turns
+        assert turn.question.kind == "watch"
+        begin = len(words(ids)[: words(ids).index("<assistant>")]) + 1
+        spoken = words(ids[begin : begin + len(turn.words)])
+        for meant, said, label in zip(turn.words, spoken, labels[begin:].tolist(), strict=False):
+            unnamed = meant.text.startswith("tint") or meant.text in ("diamond", "ring")
+            assert label == (-100 if unnamed else collator.tokenizer.convert_tokens_to_ids(meant.text))
+            assert KIND_OF[said] in ("colour", "shape") if unnamed else said == meant.text
+            replaced += unnamed
+        named = {meant.text: said for meant, said in zip(turn.words, spoken, strict=True)}
+        assert all(named[meant.text] == said for meant, said in zip(turn.words, spoken, strict=True))
+    assert replaced > 60

@@ -22,7 +22,7 @@ def small(tmp_path) -> Path:
     vision, text = recipe["model"]["vision_config"], recipe["model"]["text_config"]
     vision |= {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
     text |= {"hidden_size": 24, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2}
-    for stage in ("align", "refine", "talk", "practise"):
+    for stage in ("align", "refine", "talk", "practise", "untie", "settle"):
         recipe[stage]["frames"] = 8
         recipe[stage]["trainer"] |= {"max_steps": 4, "per_device_train_batch_size": 2, "save_steps": 2}
         recipe[stage]["trainer"]["warmup_steps"] = 1

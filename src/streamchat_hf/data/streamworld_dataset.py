@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from streamchat_hf.data.streamworld import COLOURS, SHAPES, World
+from streamchat_hf.data.streamworld import COLOURS, ODD_SHAPES, SHAPES, World
 from streamchat_hf.data.streamworld_dialogue import (
     ASK,
     TELL,
@@ -46,6 +46,12 @@ class StreamWorldMix:
             unnamed colour, asked for its shape, digit or count; else an odd shape, asked for its colour. Without them
             a talker learns how probable a shape is given the colour's word, which is 0 for held-out combinations.
         tints: Share of unnamed colours among those.
+        unnamed_watch: Share of those one-attribute samples that are described and watched all the same. Where a word
+            is missing another of its kind stands in, which is not learned: what is said of the shape, the digit and
+            the changes then cannot come from the colour that was said before.
+        scenes: Of worlds of each kind (`"shape"`, `"digit"`, `"count"`) the share that is kept, in (0, 1]; all if
+            it is not named.
+        steady: Share of the worlds of several objects whose colour stays, as it does in held-out worlds.
         two_turns: Share of samples with two questions.
         stalled: Share of samples whose frames stop arriving while the talk goes on.
     """
@@ -55,6 +61,9 @@ class StreamWorldMix:
     ask: float = 0.2
     one_attribute: float = 0.4
     tints: float = 0.7
+    unnamed_watch: float = 0.0
+    scenes: Mapping[str, float] = field(default_factory=dict, hash=False)
+    steady: float = 0.0
     two_turns: float = 0.4
     stalled: float = 0.15
 
@@ -85,11 +94,13 @@ class StreamWorldSample:
         world: What the frames show.
         frame_times: Seconds.
         turns: In order.
+        stand_ins: For each value that no word names, the word that is spoken in its place and not learned.
     """
 
     world: World
     frame_times: tuple[float, ...]
     turns: tuple[Turn, ...]
+    stand_ins: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
 class StreamWorldDataset(Dataset):
@@ -128,9 +139,11 @@ class StreamWorldDataset(Dataset):
             frame_times = frame_times[: rng.randint(self.num_frames // 5, self.num_frames * 3 // 4)]
         while True:
             world, attr = self._world(rng)
+            if world.kind in self.mix.scenes and rng.random() >= self.mix.scenes[world.kind]:
+                continue
             turns = self._turns(rng, world, attr, frame_times)
             if turns:
-                return StreamWorldSample(world, frame_times, turns)
+                return StreamWorldSample(world, frame_times, turns, _stand_ins(rng, world))
 
     def _world(self, rng: random.Random) -> tuple[World, str | None]:
         """Draw a world, and the attribute to ask for if there is only one that has a name."""
@@ -138,6 +151,8 @@ class StreamWorldDataset(Dataset):
         if rng.random() < self.mix.one_attribute:
             palette, shapes = ("tinted", "named") if rng.random() < self.mix.tints else ("named", "odd")
         world = World.sample(rng.getrandbits(48), self.split, self.num_frames / self.fps, palette, shapes)
+        if world.kind == "count" and self.mix.steady and rng.random() < self.mix.steady:
+            world = replace(world, events=tuple(event for event in world.events if event.kind != "colour"))
         attr = world.slot if palette == "tinted" else "colour" if shapes == "odd" else None
         return world, attr
 
@@ -164,6 +179,8 @@ class StreamWorldDataset(Dataset):
     def _question(self, rng: random.Random, world: World, attr: str | None) -> Question:
         weights = {TELL: self.mix.tell, WATCH: self.mix.watch if attr is None else 0.0, ASK: self.mix.ask}
         kind = rng.choices(list(weights), list(weights.values()))[0]
+        if attr is not None and self.mix.unnamed_watch and rng.random() < self.mix.unnamed_watch:
+            kind = WATCH
         if kind != WATCH and attr is None:
             attr = rng.choice(world.slots)
         return rng.choice(questions(kind, attr if kind != WATCH else None))
@@ -192,6 +209,13 @@ class StreamWorldDataset(Dataset):
         words = answer(world, question, asked, times, frame_times)
         end = "spoken" if question.kind == ASK else "open" if stop is None else "forced"
         return Turn(question, asked, tuple(words), end)
+
+
+def _stand_ins(rng: random.Random, world: World) -> dict[str, str]:
+    """Draw a word for every value of a world that none names."""
+    colours = dict(zip(world.colours, rng.sample(COLOURS, len(COLOURS)), strict=True))
+    shapes = dict(zip(ODD_SHAPES, rng.sample(SHAPES, len(ODD_SHAPES)), strict=True))
+    return {name: word for name, word in (colours | shapes).items() if name not in COLOURS}
 
 
 def at_the_end(sample: StreamWorldSample) -> StreamWorldSample:
@@ -266,10 +290,12 @@ class StreamWorldCollator:
         starts: list[int] = []
         for turn in sample.turns:
             prompt = self._prompt(turn.question.text)
-            words = [self._vocabulary[word.text] for word in turn.words]
+            words = [self._vocabulary[sample.stand_ins.get(word.text, word.text)] for word in turn.words]
+            learned = [word.text not in sample.stand_ins for word in turn.words]
             starts.append(len(ids))
             ids += prompt + words
-            labels += [IGNORED] * len(prompt) + words
+            labels += [IGNORED] * len(prompt)
+            labels += [word if known else IGNORED for word, known in zip(words, learned, strict=True)]
             times += [_milliseconds(turn.ask_time)] * len(prompt) + [_milliseconds(word.time) for word in turn.words]
             if turn.end != "open":
                 ids.append(self.tokenizer.eos_token_id)

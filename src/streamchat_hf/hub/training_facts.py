@@ -78,7 +78,7 @@ def describe(facts: TrainingFacts) -> str:
     how += [f"at commit `{facts.commit}`"] if facts.commit else []
     how += [f"seed {facts.seed}"] if facts.seed is not None else []
     lines = [f"{', '.join(how)}. The recipe and the whole loss curve are in `training_log.json`.", ""]
-    lines += ["| stage | steps | minutes |", "|---|---:|---:|"]
+    lines += ["| stage | steps | minutes since it was last resumed |", "|---|---:|---:|"]
     for stage in facts.stages:
         minutes = "–" if stage.minutes is None else f"{stage.minutes:.1f}"
         lines.append(f"| {stage.name} | {'–' if stage.steps is None else stage.steps} | {minutes} |")

@@ -49,7 +49,7 @@ class Recipe:
         model: fields of `StreamChatConfig`; the vocabulary is StreamWorld's.
         align: stage 1: number of `frames` of a clip, `mix` of the samples, and arguments of the `trainer`.
         refine: the same once more, with another mix.
-        talk, practise: the same for stage 2.
+        talk, practise, untie, settle: the same for stage 2.
         fps: frame rate of the clips, and the processor's default.
         threads: CPU threads of a process, 0 for torch's choice.
         trainer: names this trainer among those of `streamchat train`.
@@ -61,6 +61,8 @@ class Recipe:
     refine: dict[str, Any]
     talk: dict[str, Any]
     practise: dict[str, Any]
+    untie: dict[str, Any]
+    settle: dict[str, Any]
     fps: float = 2.0
     threads: int = 0
     trainer: str = "streamworld"
@@ -169,9 +171,10 @@ def talk(recipe: Recipe, name: str, seed: int, model, output_dir: Path, resume: 
         max_length=None,
         packing=False,
         gradient_checkpointing=False,
-        bf16=False,
-        **stage["trainer"],
+        **{"bf16": False, **stage["trainer"]},
     )
+    if arguments.bf16:
+        model.set_attn_implementation("eager")  # the fastest in bfloat16 on a CPU, by far
     inputs = _inputs(recipe, stage, seed, model, TALK_INPUTS)
     trainer = SFTTrainer(
         model,
@@ -184,7 +187,7 @@ def talk(recipe: Recipe, name: str, seed: int, model, output_dir: Path, resume: 
     return trainer.state.log_history
 
 
-STAGES = {"align": align, "refine": align, "talk": talk, "practise": talk}
+STAGES = {"align": align, "refine": align, "talk": talk, "practise": talk, "untie": talk, "settle": talk}
 
 
 def _checkpoint(output_dir: Path, resume: bool) -> str | None:
