@@ -43,7 +43,8 @@ def test_what_a_run_went_on_from_is_a_base_model_unless_it_is_a_folder(sft_log, 
 def test_a_log_of_several_stages():
     log = json.loads((tiny_checkpoint() / "training_log.json").read_text())
     facts = training_facts(log)
-    assert [stage.name for stage in facts.stages] == list(log["log"]) == ["align", "refine", "talk", "practise"]
+    names = ["align", "refine", "talk", "practise", "untie", "settle"]
+    assert [stage.name for stage in facts.stages] == list(log["log"]) == names
     for stage, rows in zip(facts.stages, log["log"].values(), strict=True):
         assert stage.steps == log["recipe"][stage.name]["trainer"]["max_steps"]
         assert stage.minutes == rows[-1]["train_runtime"] / 60
