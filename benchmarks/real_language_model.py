@@ -4,9 +4,10 @@
     python benchmarks/real_language_model.py --render benchmarks/real_language_model.json
 
 The language model, SmolLM2-135M-Instruct, first writes its own answers to the prompts beside this file. Then the
-three stages are trained; what is finished in `runs/` is not done again. Three questions: does an untrained StreamChat
-say the same without video, word for word? How does the perplexity of those answers change with training? How much more
-often is a word about a held-out StreamWorld true when spoken if the model watches on, instead of looking once?
+vision tower is aligned with its words, and the three stages are trained; what is finished in `runs/` is not done
+again. Three questions: does an untrained StreamChat say the same without video, word for word? How does the perplexity
+of those answers change with training? How much more often is a word about a held-out StreamWorld true when spoken if
+the model watches on, instead of looking once?
 """
 
 import argparse
@@ -23,13 +24,14 @@ from markers import between
 from streamchat_hf import StreamChatForConditionalGeneration, StreamChatProcessor
 from streamchat_hf.evaluation.streamworld import VIEWERS, evaluate, mean_of_attributes
 from streamchat_hf.training.__main__ import find_recipe
-from streamchat_hf.training.sft import load_model, load_recipe, text_source, train
+from streamchat_hf.training.__main__ import main as train
+from streamchat_hf.training.sft import load_model, load_recipe, text_source
 
 PROMPTS = Path(__file__).with_name("real_language_model_prompts.txt")
 PAGE = Path(__file__).parents[1] / "docs" / "real_language_model.md"
 BEGIN = "<!-- scores: written by benchmarks/real_language_model.py -->\n"
 END = "<!-- end of scores -->\n"
-STAGES = ("stage1", "stage2", "sft")
+STAGES = ("alignment", "stage1", "stage2", "sft")
 MOST_TOKENS = 32  # of an answer
 EVAL_SEED = 0
 
@@ -65,7 +67,7 @@ def perplexity(model: Any, tokenizer: Any, prompts: list[str], said: list[list[i
 
 
 def train_stages(words: list[str]) -> dict[str, dict[str, Any]]:
-    """Runs the three recipes, each from what the one before left behind; what is finished stays as it is.
+    """Runs the recipes, each from what the one before left behind; what is finished stays as it is.
 
     Args:
         words: `--key value` that differ from all recipes.
@@ -79,7 +81,7 @@ def train_stages(words: list[str]) -> dict[str, dict[str, Any]]:
         _, arguments, _ = load_recipe(path, words)
         final = Path(arguments.output_dir) / "final"
         if not (final / "training_log.json").is_file():
-            train(path, words)
+            train([str(path), *words])
         log = json.loads((final / "training_log.json").read_text())["log"]
         made[stage] = {
             "model": str(final),
@@ -97,7 +99,7 @@ def measure(words: list[str], prompts: list[str], clips: int) -> dict[str, Any]:
         prompts: of the talk without video.
         clips: questions about held-out worlds.
     """
-    recipe, arguments, model_arguments = load_recipe(find_recipe("smollm2/stage1.yaml"), words)
+    recipe, arguments, model_arguments = load_recipe(find_recipe("smollm2/alignment.yaml"), words)
     source, options = text_source(recipe.text_backbone)
     original = AutoModelForCausalLM.from_pretrained(source, **options).eval()
     torch.manual_seed(arguments.seed)

@@ -22,15 +22,15 @@ LLAMA = (
 PROSE = "The person in the video is cooking right now. What is happening? It's a red circle, moving left: look!"
 
 
-def bpe_tokenizer(template: str = CHATML) -> PreTrainedTokenizerFast:
+def bpe_tokenizer(template: str = CHATML, prose: str = PROSE, size: int = 300) -> PreTrainedTokenizerFast:
     """A byte-level tokenizer of many small pieces, with a template of other people's models."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     special = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "<pad>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=special, initial_alphabet=alphabet)
-    tokenizer.train_from_iterator([PROSE], trainer)
+    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=special, initial_alphabet=alphabet)
+    tokenizer.train_from_iterator([prose], trainer)
     end = "<|im_end|>" if template == CHATML else "</s>"
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<s>", eos_token=end, pad_token="<pad>", chat_template=template

@@ -17,7 +17,7 @@ def fake(monkeypatch, name, calls):
 @pytest.fixture
 def calls(monkeypatch):
     calls = []
-    for name in ("sft", "multitask_trainer", "online_detection", "live", "activation", "streamworld"):
+    for name in ("sft", "alignment", "multitask_trainer", "online_detection", "live", "activation", "streamworld"):
         fake(monkeypatch, name, calls)
     return calls
 
@@ -25,7 +25,8 @@ def calls(monkeypatch):
 @pytest.mark.parametrize(
     ("trainer", "module"),
     [
-        *(("sft", "sft"), ("multitask", "multitask_trainer"), ("online_detection", "online_detection")),
+        *(("sft", "sft"), ("alignment", "alignment")),
+        *(("multitask", "multitask_trainer"), ("online_detection", "online_detection")),
         *(("live", "live"), ("activation", "activation")),
     ],
 )
@@ -58,7 +59,7 @@ def test_a_shipped_recipe_is_found_from_anywhere_unless_there_is_one_of_that_nam
 
 def test_what_is_wrong_is_said(tmp_path):
     (tmp_path / "recipe.yaml").write_text("trainer: dpo\n")
-    known = "sft, multitask, online_detection, live, activation or streamworld"
+    known = "sft, alignment, multitask, online_detection, live, activation or streamworld"
     with pytest.raises(ValueError, match=f"'dpo' must be {known}"):
         main([str(tmp_path / "recipe.yaml")])
     with pytest.raises(ValueError, match="name a recipe first"):

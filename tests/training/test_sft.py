@@ -402,3 +402,17 @@ def test_shipped_recipes_have_the_papers_numbers():
         recipe = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())
         assert {key: recipe[key] for key in numbers} == numbers
         assert recipe["fps"] == 1.0 and recipe["stage"] == name
+
+
+def test_the_vision_tower_can_have_a_learning_rate_of_its_own(folder):
+    words = ["--max_steps", "2", "--vision_learning_rate"]
+    whole, none = (
+        train(write_recipe(folder, name=f"tower_{name}"), [*words, rate])
+        for name, rate in (("whole", "1e-2"), ("none", "0.0"))
+    )
+    before, after = weights(folder / "model"), {path: weights(path) for path in (whole, none)}
+    tower = [name for name in before if "vision_tower" in name and "head" not in name]
+    assert all(torch.equal(after[none][name], before[name]) for name in tower)
+    assert sum(not torch.equal(after[whole][name], before[name]) for name in tower) > len(tower) / 2
+    for rates in after.values():
+        assert any(not torch.equal(rates[name], before[name]) for name in before if name not in tower)

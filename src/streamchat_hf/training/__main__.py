@@ -50,6 +50,10 @@ def main(words: Sequence[str] | None = None) -> Path:
         from streamchat_hf.training.sft import train
 
         return train(recipe, overrides)
+    if trainer == "alignment":
+        from streamchat_hf.training.alignment import train as train_alignment
+
+        return train_alignment(recipe, overrides)
     if trainer == "multitask":
         from streamchat_hf.training.multitask_trainer import train as train_multitask
 
@@ -74,7 +78,7 @@ def main(words: Sequence[str] | None = None) -> Path:
         parser.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True)
         options = parser.parse_args(overrides)
         return train_streamworld(recipe, options.output_dir, resume=options.resume)
-    known = "sft, multitask, online_detection, live, activation or streamworld"
+    known = "sft, alignment, multitask, online_detection, live, activation or streamworld"
     raise ValueError(f"{recipe}: trainer {trainer!r} must be {known}")
 
 

@@ -36,7 +36,7 @@ from streamchat_hf.training.checkpoints import (
 from streamchat_hf.training.dense_collator import DenseCollator
 from streamchat_hf.training.mixture import load_mixture, mixture_order
 from streamchat_hf.training.recipe import read_recipe, read_yaml_fields, training_log
-from streamchat_hf.training.stages import freeze_for_stage
+from streamchat_hf.training.stages import VISION_TOWER, freeze_for_stage
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +76,7 @@ class SFTRecipe:
         vision_backbone: Folder or Hub id of a vision tower.
         model_config: Fields of `StreamChatConfig` for `from_backbones`.
         train_text: Whether the text model's own weights learn in the stage `"sft"`.
+        vision_learning_rate: Of the vision tower; `None`: as everything else.
         fps: Frames per second of dense rows.
         max_frames: The most frames of a sample.
         global_batch_size: Rows of one update, over all processes; the steps of accumulation follow from it. `None`:
@@ -93,6 +94,7 @@ class SFTRecipe:
     vision_backbone: str | None = None
     model_config: dict[str, Any] | str | None = None
     train_text: bool = True
+    vision_learning_rate: float | None = None
     fps: float = 1.0
     max_frames: int = 32
     global_batch_size: int | None = None
@@ -191,6 +193,7 @@ class StreamChatTrainer(WholeCheckpoints, SFTTrainer):
     Args:
         *args: As `SFTTrainer`, with a [`DenseCollator`].
         eval_clips: Questions about held-out StreamWorld clips asked at each evaluation.
+        vision_learning_rate: Of the vision tower; `None`: as everything else.
         **kwargs: As `SFTTrainer`.
 
     Raises:
@@ -199,9 +202,9 @@ class StreamChatTrainer(WholeCheckpoints, SFTTrainer):
         RuntimeError: While training, if no row could be used for several updates in a row.
     """
 
-    def __init__(self, *args: Any, eval_clips: int = 0, **kwargs: Any):
+    def __init__(self, *args: Any, eval_clips: int = 0, vision_learning_rate: float | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.eval_clips = eval_clips
+        self.eval_clips, self.vision_learning_rate = eval_clips, vision_learning_rate
         self._skipped, self._useless_updates = 0, 0
         self._rows: list[str] = []
 
@@ -211,6 +214,20 @@ class StreamChatTrainer(WholeCheckpoints, SFTTrainer):
             strategy = self.args.hub_strategy.value
             raise ValueError(f'hub_strategy="{strategy}" would push checkpoints: only "end" is possible')
         super().init_hf_repo(token, private)
+
+    def create_optimizer(self, model=None):
+        """As transformers, with a learning rate of its own for the vision tower, if it is to have one."""
+        if self.optimizer is not None or self.vision_learning_rate is None:
+            return super().create_optimizer(model)
+        optimizer = super().create_optimizer(model)
+        named = (self.model if model is None else model).named_parameters()
+        tower = {id(parameter) for name, parameter in named if VISION_TOWER in name.split(".")}
+        for group in list(optimizer.param_groups):
+            seeing = [parameter for parameter in group["params"] if id(parameter) in tower]
+            if seeing:
+                group["params"] = [parameter for parameter in group["params"] if id(parameter) not in tower]
+                optimizer.add_param_group({**group, "params": seeing, "lr": self.vision_learning_rate})
+        return optimizer
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """The batches of one update."""
@@ -318,6 +335,7 @@ def build_trainer(recipe: SFTRecipe, arguments: SFTConfig, model_arguments: Mode
         processing_class=processor,
         peft_config=lora,
         eval_clips=recipe.eval_clips,
+        vision_learning_rate=recipe.vision_learning_rate,
     )
     _check_end_of_turn(trainer.model, collator)
     return trainer

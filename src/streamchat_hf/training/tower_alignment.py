@@ -72,13 +72,20 @@ class TowerAlignment(nn.Module):
         model: a `StreamChatForConditionalGeneration`.
         slots: for each attribute the tokens of its values.
         centre_weight: weight of the centre regression.
+        embeddings: of the words; `None`: the model's own, which learn too.
     """
 
-    def __init__(self, model: nn.Module, slots: dict[str, list[int]], centre_weight: float = 3.0):
+    def __init__(
+        self,
+        model: nn.Module,
+        slots: dict[str, list[int]],
+        centre_weight: float = 3.0,
+        embeddings: nn.Module | None = None,
+    ):
         super().__init__()
         self.vision_tower = model.model.vision_tower
         self.projector = model.model.projector
-        self.embeddings = model.get_input_embeddings()
+        self.embeddings = model.get_input_embeddings() if embeddings is None else embeddings
         self.centre = nn.Linear(model.config.vision_config.hidden_size, 2)
         self.slots, self.centre_weight = slots, centre_weight
 

@@ -1,0 +1,114 @@
+"""Before the three stages: tower and projector learn to name StreamWorld's frames in a text model's words.
+
+streamchat train recipes/smollm2/alignment.yaml
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
+from trl import ModelConfig
+
+from streamchat_hf.data.streamworld_dataset import (
+    IGNORED,
+    TARGET_SLOTS,
+    StreamWorldCollator,
+    StreamWorldDataset,
+    StreamWorldMix,
+)
+from streamchat_hf.data.streamworld_dialogue import VALUES, build_tokenizer
+from streamchat_hf.data.streamworld_english import english_answer
+from streamchat_hf.training.recipe import read_recipe, training_log
+from streamchat_hf.training.sft import SFTRecipe, load_model
+from streamchat_hf.training.tower_alignment import TowerAlignment
+
+# Half of the objects lack an attribute that has a name, so that no word is known by another.
+MIX = StreamWorldMix(one_attribute=0.5, tints=0.8, stalled=0.0)
+# A feature's length is the root of its size, about 24 for 576 channels: with words of this length a feature that
+# points at one of them is sure of it.
+WORD_LENGTH = 4.0
+
+
+def english_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, dict[int, int]]:
+    """For each attribute the first token of its values' words in English, by their token in StreamWorld's language.
+
+    Raises:
+        ValueError: If two words of an attribute begin with the same token.
+    """
+    own, tokens = build_tokenizer(), {}
+    for slot in TARGET_SLOTS:
+        words = english_answer(VALUES[slot])
+        first = [tokenizer(f" {word}", add_special_tokens=False)["input_ids"][0] for word in words]
+        if len(set(first)) < len(first):
+            raise ValueError(
+                f"to this tokenizer two of the words {', '.join(words)} begin alike: none can be aligned with"
+            )
+        tokens[slot] = dict(zip(own.convert_tokens_to_ids(list(VALUES[slot])), first, strict=True))
+    return tokens
+
+
+class NamedFrames:
+    """Collates numbered samples to frames, and what they show as tokens of a text model: `collator(rows)`."""
+
+    def __init__(self, samples: StreamWorldDataset, size: int, tokens: dict[str, dict[int, int]]):
+        self.samples, self.collate, self.tokens = samples, StreamWorldCollator(size=size), tokens
+
+    def __call__(self, rows: Sequence[int]) -> dict[str, Any]:
+        """Numbers of samples to `pixel_values_videos`, `frame_targets` and `centres`, as the collator has them."""
+        batch = self.collate([self.samples[row] for row in rows])
+        targets = {}
+        for slot, known in self.tokens.items():
+            shown = batch["frame_targets"][slot]  # (B, T)
+            targets[slot] = torch.tensor([[known.get(token, IGNORED) for token in row] for row in shown.tolist()])
+        return {
+            "pixel_values_videos": batch["pixel_values_videos"],
+            "frame_targets": targets,
+            "centres": batch["centres"],
+        }
+
+
+def frozen_words(model: nn.Module) -> nn.Embedding:
+    """The word embeddings of a text model, which do not learn here, at a length at which they can be told apart."""
+    words = model.get_input_embeddings().weight.detach()
+    return nn.Embedding.from_pretrained(words * WORD_LENGTH / words.norm(dim=-1).mean())
+
+
+def train(recipe_path: str | Path, overrides: Sequence[str] = ()) -> Path:
+    """Aligns; samples are drawn by the seed, `max_frames` frames each, and the text model stays as it is.
+
+    Args:
+        recipe_path: YAML file with fields of `SFTRecipe`, without datasets, of `TrainingArguments` and `ModelConfig`.
+        overrides: Words of a command line, `--key value`, that win over the file.
+
+    Returns:
+        The folder of the model and its processor, `final` in the output folder.
+
+    Raises:
+        ValueError: If the text model's tokenizer cannot tell the words of an attribute apart.
+    """
+    kinds = (SFTRecipe, TrainingArguments, ModelConfig)
+    recipe, arguments, model_arguments = read_recipe(kinds, {"remove_unused_columns": False}, recipe_path, overrides)
+    set_seed(arguments.seed)
+    model, processor = load_model(recipe, model_arguments)
+    tokens = english_tokens(processor.tokenizer)
+    slots = {slot: list(known.values()) for slot, known in tokens.items()}
+    length = arguments.max_steps * arguments.train_batch_size * arguments.gradient_accumulation_steps
+    samples = StreamWorldDataset(length, arguments.seed, mix=MIX, num_frames=recipe.max_frames, fps=recipe.fps)
+    trainer = Trainer(
+        TowerAlignment(model, slots, embeddings=frozen_words(model)),
+        arguments,
+        train_dataset=range(length),
+        data_collator=NamedFrames(samples, model.config.vision_config.image_size, tokens),
+    )
+    trainer.train()
+    final = Path(arguments.output_dir) / "final"
+    model.save_pretrained(final)
+    processor.save_pretrained(final)
+    fields = asdict(recipe) | {"datasets": [], "eval_datasets": []}
+    (final / "training_log.json").write_text(json.dumps(training_log(trainer, fields, None), indent=1))
+    return final
