@@ -70,6 +70,8 @@ def test_tower_and_projector_learn_and_the_text_model_stays(tokenizer, tmp_path)
     recipe |= {"per_device_train_batch_size": 8, "learning_rate": 1e-2, "logging_steps": 10, "save_strategy": "no"}
     recipe |= {"use_cpu": True, "report_to": "none", "disable_tqdm": True}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    with pytest.raises(ValueError, match="max_steps"):
+        train(tmp_path / "recipe.yaml", ["--max_steps", "-1"])
     final = train(tmp_path / "recipe.yaml")
     before, after = (AutoModel.from_pretrained(path).state_dict() for path in (tmp_path / "model", final))
     changed = {name for name in before if not torch.equal(before[name], after[name])}

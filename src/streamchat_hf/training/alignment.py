@@ -45,9 +45,7 @@ def english_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, dict[int, in
         words = english_answer(VALUES[slot])
         first = [tokenizer(f" {word}", add_special_tokens=False)["input_ids"][0] for word in words]
         if len(set(first)) < len(first):
-            raise ValueError(
-                f"to this tokenizer two of the words {', '.join(words)} begin alike: none can be aligned with"
-            )
+            raise ValueError(f"to this tokenizer two of the words {', '.join(words)} begin alike")
         tokens[slot] = dict(zip(own.convert_tokens_to_ids(list(VALUES[slot])), first, strict=True))
     return tokens
 
@@ -89,10 +87,12 @@ def train(recipe_path: str | Path, overrides: Sequence[str] = ()) -> Path:
         The folder of the model and its processor, `final` in the output folder.
 
     Raises:
-        ValueError: If the text model's tokenizer cannot tell the words of an attribute apart.
+        ValueError: If the text model's tokenizer cannot tell an attribute's words apart, or `max_steps` is missing.
     """
     kinds = (SFTRecipe, TrainingArguments, ModelConfig)
     recipe, arguments, model_arguments = read_recipe(kinds, {"remove_unused_columns": False}, recipe_path, overrides)
+    if arguments.max_steps <= 0:
+        raise ValueError("samples are drawn while they are needed: max_steps has to say how many steps")
     set_seed(arguments.seed)
     model, processor = load_model(recipe, model_arguments)
     tokens = english_tokens(processor.tokenizer)
@@ -110,5 +110,6 @@ def train(recipe_path: str | Path, overrides: Sequence[str] = ()) -> Path:
     model.save_pretrained(final)
     processor.save_pretrained(final)
     fields = asdict(recipe) | {"datasets": [], "eval_datasets": []}
-    (final / "training_log.json").write_text(json.dumps(training_log(trainer, fields, None), indent=1))
+    log = training_log(trainer, fields, model_arguments.model_name_or_path)
+    (final / "training_log.json").write_text(json.dumps(log, indent=1))
     return final

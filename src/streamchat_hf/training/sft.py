@@ -217,9 +217,10 @@ class StreamChatTrainer(WholeCheckpoints, SFTTrainer):
 
     def create_optimizer(self, model=None):
         """As transformers, with a learning rate of its own for the vision tower, if it is to have one."""
-        if self.optimizer is not None or self.vision_learning_rate is None:
-            return super().create_optimizer(model)
+        created = self.optimizer is not None
         optimizer = super().create_optimizer(model)
+        if created or self.vision_learning_rate is None:
+            return optimizer
         named = (self.model if model is None else model).named_parameters()
         tower = {id(parameter) for name, parameter in named if VISION_TOWER in name.split(".")}
         for group in list(optimizer.param_groups):
