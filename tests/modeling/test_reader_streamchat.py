@@ -296,5 +296,22 @@ def test_a_source_may_close_its_reader_before_both_stages_run(monkeypatch):
     assert reader.over and not reading()
 
 
+def test_a_reader_that_its_source_closed_is_waited_for():
+    closed = threading.Event()
+
+    def frames():
+        reader.close()
+        closed.set()
+        time.sleep(0.2)
+        yield 0.0, pixels(0)
+
+    state = StreamState()
+    reader = open_reader(frames(), state)
+    reader.start(lambda: 0)
+    assert closed.wait(5)
+    reader.close()
+    assert not reading() and [t_sec for t_sec, _ in state.waiting] == [0.0]
+
+
 def reading():
     return [thread for thread in threading.enumerate() if thread.name.startswith("streamchat")]

@@ -314,11 +314,12 @@ class FrameReader:
             threads = self._threads
             self._changed.notify_all()
         # Only the source can hang; the frame being encoded is part of the vision tower's state already.
+        me = threading.current_thread()
         for thread, limit in zip(threads, (timeout, None), strict=False):
-            if thread is not threading.current_thread():  # a source may close who reads it
+            if thread is not me:  # a source may close who reads it
                 thread.join(limit)
-        self._threads = []
         with self._changed:
+            self._threads = [thread for thread in threads if thread is me]  # whoever closes next waits for it
             self.state.waiting.extendleft(reversed([*self._ready, *self._queue]))
             self._ready.clear()
             self._queue.clear()
