@@ -23,7 +23,7 @@ class Bell:
     def __init__(self, times=(), side: int = 8, fps: float | None = None):
         self.times, self.question, self.heard, self.shown = set(times), None, [], []
         video_processor = StreamFormerVideoProcessor(size={"height": side, "width": side})
-        self.processor = SimpleNamespace(video_processor=video_processor, frame_fps=fps)
+        self.processor = SimpleNamespace(video_processor=video_processor, frame_fps=fps, v_placeholder="<bell>")
 
     def ask(self, question):
         self.question = question

@@ -168,12 +168,20 @@ def test_a_motion_has_no_target_before_it_shows(collator):
 
 
 def test_other_frame_rates_and_splits():
-    dataset = StreamWorldDataset(5, split="heldout", num_frames=8, fps=4.0)
+    named = StreamWorldMix(one_attribute=0.0)
+    dataset = StreamWorldDataset(5, split="heldout", mix=named, num_frames=8, fps=4.0)
     sample = dataset[0]
     assert sample.world.split == "heldout" and sample.world.duration == 2.0
     assert isinstance(sample.world, World) and sample.turns[0].question in questions(
         sample.turns[0].question.kind, sample.turns[0].question.attr
     )
+
+
+def test_nothing_without_a_name_is_held_out(collator):
+    with pytest.raises(ValueError, match="held-out worlds have names for everything: one_attribute=0.4 must be 0"):
+        StreamWorldDataset(5, split="heldout")
+    samples = StreamWorldDataset(100, split="heldout", mix=StreamWorldMix(one_attribute=0.0))
+    assert (collator(list(samples))["labels"] >= 0).any(1).all()
 
 
 def test_at_the_end_the_same_is_asked_and_nothing_moves(samples):

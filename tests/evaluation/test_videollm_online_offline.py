@@ -210,6 +210,7 @@ def test_files_are_scored_as_their_rows(tmp_path):
         ({"benchmark": "coin_step", "categories": [], "rows": []}, "there are no categories to choose from"),
         ({"benchmark": "coin_step", "categories": ["a"], "rows": {}}, "rows must be a list"),
         ({"benchmark": "coin_step", "categories": ["a"], "rows": [{"label": "a"}]}, "row 0 lacks prediction"),
+        ({"benchmark": "coin_step", "categories": ["a"], "rows": [7]}, "row 0 must be an object, not 7"),
     ],
 )
 def test_what_makes_no_sense_is_refused(tmp_path, data, message):

@@ -1,5 +1,6 @@
 """The policy "activation": a second model says when to answer, beside talkers of every kind, over one source."""
 
+import re
 import threading
 from types import SimpleNamespace
 
@@ -117,6 +118,15 @@ def test_of_two_questions_at_once_the_last_one_stands(kind):
     asked = [message["content"] for message in held.messages if message["role"] == "user"]
     # Whoever reads the conversation as it goes on has heard both; StreamChat is only asked what it answers.
     assert asked == (["second ?"] if kind == "streamchat" else ["first ?", "second ?"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_question_cannot_hold_a_frame_of_either_model(kind):
+    with session(kind, Bell()) as held:
+        for word in held._talker.frame_words:
+            with pytest.raises(ValueError, match=f"{re.escape(word)} stands for a frame"):
+                held.ask(f"what is {word} ?")
+        assert "<bell>" in held._talker.frame_words
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -79,6 +79,15 @@ def test_a_question_before_any_frame_is_answered_without_video(bridge):
     assert len(session.cache.frames) == 8
 
 
+def test_a_question_cannot_hold_a_frame_and_the_session_goes_on(bridge):
+    word = bridge.processor.tokenizer.convert_ids_to_tokens(bridge.family.video_token_id)
+    with nothing_left_behind(), opened(bridge) as session:
+        with pytest.raises(ValueError, match="stands for a frame, a question cannot hold it"):
+            session.ask(f"what is {word} ?", 1.5)
+        session.ask("what is it ?", 1.5)
+        assert [answer.question for answer in answers(session)] == ["what is it ?"]
+
+
 def test_a_round_without_frames(bridge):
     _, events = run(bridge, ("what is it ?", 2.0), ("why ?", 2.9), tokens_per_second=100.0)
     assert [answer.ids for answer in answers(events)] == by_hand(bridge, [("what is it ?", 3), ("why ?", 3)])

@@ -170,6 +170,14 @@ def test_a_question_that_nothing_would_answer(open_session):
         session.ask(QUESTION, stands=True)
 
 
+def test_a_question_cannot_hold_a_frame_and_the_session_goes_on(open_session):
+    with nothing_left_behind(), open_session(frames(2)) as session:
+        with pytest.raises(ValueError, match="<v> stands for a frame, a question cannot hold it: 'what is <v>"):
+            session.ask("what is <v> ?", at=0.5)
+        session.ask(QUESTION, at=0.5)
+        assert [answer.question for answer in answers(session)] == [QUESTION]
+
+
 def test_a_question_in_the_middle_of_an_answer(model, open_session, processor):
     model.lm_head.register_forward_hook(  # never ends by itself
         lambda module, args, output: output.index_fill(-1, torch.tensor([processor.tokenizer.eos_token_id]), -50.0)

@@ -246,6 +246,17 @@ def test_the_end_of_the_lines_ends_a_silent_chat():
     assert chat.answers == [] and camera.closed.is_set()
 
 
+def test_a_line_that_cannot_be_asked_is_said_to_be_so_and_the_chat_goes_on():
+    with pipe("what is <v> ?\nwhat is it ?\n") as (reading, write):
+        write(None)
+        session, tokenizer = make_session(clip())
+        session._talker.frame_words = ("<v>",)
+        chat = Chat(session, tokenizer, console := plain(), reading)
+        chat.run()
+    assert [answer.question for answer in chat.answers] == ["what is it ?"]
+    assert "<v> stands for a frame, a question cannot hold it: 'what is <v> ?'" in shown(console)
+
+
 def test_lines_that_come_after_the_end_are_ignored():
     with pipe() as (reading, _):
         chat = watched(reading)

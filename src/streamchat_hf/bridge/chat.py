@@ -21,6 +21,7 @@ class ChatPieces:
         chat_template: Jinja template of the processor; `None`: the tokenizer's.
 
     Attributes:
+        video_token: as given.
         opening: what a user's message writes before its video.
         silence: what closes that message if nothing is asked.
         answer_opening: what comes before an answer.
@@ -33,7 +34,7 @@ class ChatPieces:
     """
 
     def __init__(self, tokenizer: Any, video_token: str, chat_template: str | None = None):
-        self._tokenizer, self._video, self._template = tokenizer, video_token, chat_template
+        self._tokenizer, self.video_token, self._template = tokenizer, video_token, chat_template
         self._middle = [_says("user", WORD), _says("assistant", WORD)]  # what other messages follow
         whole = self._render(self._middle)
         self.answer_opening = self._ids(_rest(self._render(self._middle, prompt=True), whole))
@@ -71,9 +72,9 @@ class ChatPieces:
 
     def _around_video(self, content: list[dict[str, str]]) -> tuple[str, str]:
         message = self._message({"role": "user", "content": content})
-        opening, found, rest = message.partition(self._video)
+        opening, found, rest = message.partition(self.video_token)
         if not found:
-            raise ValueError(f"the chat template does not show a video as {self._video}: {message!r}")
+            raise ValueError(f"the chat template does not show a video as {self.video_token}: {message!r}")
         return opening, rest
 
     def _message(self, message: Message) -> str:
@@ -87,7 +88,7 @@ class ChatPieces:
 
     def _ids(self, text: str) -> list[int]:
         """Tokens of a piece. Some tokenizers treat the beginning of a text in a way of its own; a piece is none."""
-        return self._tokenizer(self._video + text, add_special_tokens=False)["input_ids"][1:]
+        return self._tokenizer(self.video_token + text, add_special_tokens=False)["input_ids"][1:]
 
 
 def _says(role: str, text: str) -> Message:

@@ -113,6 +113,9 @@ class StreamWorldDataset(Dataset):
         mix: What to draw.
         num_frames: Frames of a clip.
         fps: Frames per second. The default shows every state and every motion as soon as it is named.
+
+    Raises:
+        ValueError: If held-out worlds were to have attributes that no word names; nothing is held out of those.
     """
 
     def __init__(
@@ -124,6 +127,8 @@ class StreamWorldDataset(Dataset):
         num_frames: int = 20,
         fps: float = 2.0,
     ):
+        if split == "heldout" and mix.one_attribute:
+            raise ValueError(f"held-out worlds have names for everything: one_attribute={mix.one_attribute} must be 0")
         self.length, self.seed, self.split, self.mix = length, seed, split, mix
         self.num_frames, self.fps = num_frames, fps
 

@@ -296,6 +296,8 @@ def _columns(path: str | os.PathLike, data: Mapping[str, Any], *names: str) -> l
     if not isinstance(rows, list):
         raise ValueError(f"{path}: rows must be a list")
     for index, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}: row {index} must be an object, not {row!r}")
         if missing := [name for name in names if name not in row]:
             raise ValueError(f"{path}: row {index} lacks {', '.join(missing)}")
     return [[row[name] for row in rows] for name in names]

@@ -123,10 +123,12 @@ class ActivationTalker:
 
     Attributes:
         cache, ends, messages, said: The talker's.
+        frame_words: What stands for a frame in the text of either; a question cannot hold it.
     """
 
     def __init__(self, talker: Talker, watcher: Any, frames: SharedFrames) -> None:
         self.cache, self.ends = talker.cache, talker.ends
+        self.frame_words = (*talker.frame_words, watcher.processor.v_placeholder)
         self._talker, self._watcher, self._frames = talker, watcher, frames
 
     @property

@@ -25,6 +25,7 @@ class BridgeTalker:
     Attributes:
         cache: The memory.
         ends: Tokens that end an answer by themselves.
+        frame_words: What stands for a frame in its text; a question cannot hold it.
 
     Raises:
         ValueError: If one of them does not go with a stream.
@@ -38,6 +39,7 @@ class BridgeTalker:
         self._criteria: list[Callable] = list(options.pop("stopping_criteria", None) or [])
         self._voice = model.voice(**options)
         self.ends: set[int] = self._voice.ends
+        self.frame_words: tuple[str, ...] = (model.chat.video_token,)
         self.standing = ""
 
     @property

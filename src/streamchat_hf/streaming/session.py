@@ -170,12 +170,15 @@ class StreamingSession:
 
         Raises:
             RuntimeError: If the session has ended, or plays a recording, which asks its own questions.
-            ValueError: If it stands, but nothing but questions makes the model speak.
+            ValueError: If it stands, but nothing but questions makes the model speak; or if it holds what stands for a
+                frame in the model's text. The session goes on.
         """
         if self._is_replay:
             raise RuntimeError("a recording asks its own questions")
         if stands and self.policy == "on-question":
             raise ValueError("with policy='on-question' a question that stands would never be answered")
+        if held := [word for word in self._talker.frame_words if word in question]:
+            raise ValueError(f"{held[0]} stands for a frame, a question cannot hold it: {question!r}")
         self._ask(question, at, stands or self.policy == "activation")
 
     def _ask(self, question: str, at: float | None, stands: bool = False) -> None:

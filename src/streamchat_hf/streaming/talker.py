@@ -29,10 +29,12 @@ class Talker(Protocol):
     Attributes:
         cache: Its state.
         ends: Tokens that end an answer by themselves.
+        frame_words: What stands for a frame in its text; a question cannot hold it.
     """
 
     cache: Any
     ends: set[int]
+    frame_words: tuple[str, ...]
 
     @property
     def standing(self) -> str:
@@ -120,6 +122,8 @@ class AskedTalker:
     Raises:
         ValueError: If no prompt would fit.
     """
+
+    frame_words: tuple[str, ...] = ()  # frames are seen beside the text
 
     def __init__(
         self, model: Any, processor: Any, system: str | None, max_text_tokens: int, options: dict[str, Any]
@@ -234,6 +238,7 @@ class StreamingTalker:
         self._criteria: list[Callable] = list(options.pop("stopping_criteria", None) or [])
         self._voice = model.voice(**options)
         self.ends: set[int] = self._voice.ends
+        self.frame_words: tuple[str, ...] = (processor.v_placeholder,)
         self._beginning = [{"role": "system", "content": processor.system_prompt if system is None else system}]
         self.standing = ""
         self._turns: list[tuple[dict[str, str], int]] = []  # each with how many tokens there had been after it

@@ -7,7 +7,7 @@ import re
 import select
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -110,8 +110,12 @@ class Chat:
             self._console.print(Text(f"{answer.text}{' (interrupted)' if reason == 'interrupted' else ''}".strip()))
 
     def _ask_now(self, question: str) -> None:
-        with suppress(RuntimeError):  # the session has just ended
+        try:
             self.ask(question)
+        except ValueError as error:  # whoever typed it can ask again
+            self._console.print(Text(str(error), style="red"))
+        except RuntimeError:  # the session has just ended
+            pass
 
     def _all_is_said(self) -> bool:
         if self._session.policy != "on-question":  # it may say more as long as there is something to see
