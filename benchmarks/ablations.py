@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 import yaml
+from scipy.stats import ttest_1samp
 
 from markers import between
 from streamchat_hf import StreamChatProcessor
@@ -227,14 +228,20 @@ def chance_of(wins: int, losses: int) -> float:
     return min(1.0, 2 * tail)
 
 
+def chance_of_mean(differences: list[float]) -> float:
+    """How probable so large a mean or a larger one is by chance: Student's t test, two-sided; 1 for fewer than two."""
+    if len(differences) < 2 or not any(differences):
+        return 1.0
+    return float(ttest_1samp(differences, 0.0).pvalue)
+
+
 def verdict(title: str, against: list[dict[str, float]], paper: tuple[int, int, int]) -> str:
     """Whether a variant loses to the full model as it does in the paper, if that is clear at all."""
     behind = [seed["loss"] - seed["win"] for seed in against]
-    mean = statistics.fmean(behind)
-    clear = len(behind) > 1 and abs(mean) > statistics.stdev(behind) and len({value > 0 for value in behind}) == 1
-    said = ("as in the paper" if mean > 0 else "**unlike in the paper**") if clear else "no clear difference"
-    chance = f"{chance_of(paper[0], paper[2]):.3f}"
-    return f"- {title}: {said}. By chance the paper's own difference, or a larger one, has a probability of {chance}."
+    mean, chance = statistics.fmean(behind), chance_of_mean(behind)
+    said = ("as in the paper" if mean > 0 else "**unlike in the paper**") if chance < 0.05 else "no clear difference"
+    here, there = (f"{p:.3f}" if p >= 0.001 else "less than 0.001" for p in (chance, chance_of(paper[0], paper[2])))
+    return f"- {title}: {said}. By chance a difference as large has a probability of {here}, the paper's own {there}."
 
 
 def table(rows: list[dict], overrides: dict | None = None) -> str:

@@ -4,34 +4,39 @@
     python benchmarks/real_language_model.py --render benchmarks/real_language_model.json
 
 The language model, SmolLM2-135M-Instruct, first writes its own answers to the prompts beside this file. Then the
-vision tower is aligned with its words, and the three stages are trained; what is finished in `runs/` is not done
-again. Three questions: does an untrained StreamChat say the same without video, word for word? How does the perplexity
-of those answers change with training? How much more often is a word about a held-out StreamWorld true when spoken if
-the model watches on, instead of looking once?
+vision tower is aligned with its words, and the three stages are trained; what the same recipes have finished in
+`runs/` is not done again. Three questions: does an untrained StreamChat say the same without video, word for word?
+How does the perplexity of those answers change with training? How much more often is a word about a held-out
+StreamWorld true when spoken if the model watches on, instead of looking once?
 """
 
 import argparse
+import hashlib
 import json
 import math
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
 from markers import between
 from streamchat_hf import StreamChatForConditionalGeneration, StreamChatProcessor
 from streamchat_hf.evaluation.streamworld import VIEWERS, evaluate, mean_of_attributes
+from streamchat_hf.training import alignment, sft
 from streamchat_hf.training.__main__ import find_recipe
 from streamchat_hf.training.__main__ import main as train
-from streamchat_hf.training.sft import load_model, load_recipe, text_source
+from streamchat_hf.training.model_recipe import load_model, text_source
 
 PROMPTS = Path(__file__).with_name("real_language_model_prompts.txt")
 PAGE = Path(__file__).parents[1] / "docs" / "real_language_model.md"
 BEGIN = "<!-- scores: written by benchmarks/real_language_model.py -->\n"
 END = "<!-- end of scores -->\n"
 STAGES = ("alignment", "stage1", "stage2", "sft")
+# What the first stage builds the model from, and the others go on with.
+PARTS = ("text_backbone", "vision_backbone", "model_config")
 MOST_TOKENS = 32  # of an answer
 EVAL_SEED = 0
 
@@ -41,7 +46,7 @@ def answers(model: Any, tokenizer: Any, prompts: list[str], most_tokens: int = M
     """What a model says to each prompt, greedily: the tokens of the answer."""
     said = []
     for prompt in prompts:
-        ids = torch.tensor([prompt_tokens(tokenizer, prompt)])
+        ids = torch.tensor([prompt_tokens(tokenizer, prompt)], device=model.device)
         output = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=most_tokens, do_sample=False)
         said.append(output[0, ids.shape[1] :].tolist())
     return said
@@ -60,29 +65,43 @@ def perplexity(model: Any, tokenizer: Any, prompts: list[str], said: list[list[i
     total, count = 0.0, 0
     for prompt, answer in zip(prompts, said, strict=True):
         before = prompt_tokens(tokenizer, prompt)
-        logits = model(torch.tensor([before + answer])).logits[0, len(before) - 1 : -1].float()
-        total += float(cross_entropy(logits, torch.tensor(answer), reduction="sum"))
+        read = torch.tensor([before + answer], device=model.device)
+        logits = model(read).logits[0, len(before) - 1 : -1].float()
+        total += float(cross_entropy(logits, read[0, len(before) :], reduction="sum"))
         count += len(answer)
     return math.exp(total / count)
 
 
-def train_stages(words: list[str]) -> dict[str, dict[str, Any]]:
+def train_stages(parts: list[str], words: list[str]) -> dict[str, dict[str, Any]]:
     """Runs the recipes, each from what the one before left behind; what is finished stays as it is.
 
     Args:
-        words: `--key value` that differ from all recipes.
+        parts: `--key value` that differ from the first recipe.
+        words: The same, that differ from all.
 
     Returns:
         By stage the folder of the `model`, `steps`, and the `seconds` that it took since it was last interrupted.
+
+    Raises:
+        ValueError: If something else was begun where a stage is to be trained.
     """
     made: dict[str, dict[str, Any]] = {}
+    before = ""  # what the stage before left behind
     for stage in STAGES:
-        path = find_recipe(f"smollm2/{stage}.yaml")
-        _, arguments, _ = load_recipe(path, words)
+        is_first = stage == STAGES[0]
+        path, mine = find_recipe(f"smollm2/{stage}.yaml"), [*parts, *words] if is_first else words
+        _, arguments, _ = (alignment if is_first else sft).load_recipe(path, mine)
         final = Path(arguments.output_dir) / "final"
-        if not (final / "training_log.json").is_file():
-            train([str(path), *words])
-        log = json.loads((final / "training_log.json").read_text())["log"]
+        log_file, begun = final / "training_log.json", Path(arguments.output_dir) / "begun.json"
+        asked = {"recipe": yaml.safe_load(path.read_text()), "words": mine, "before": before}
+        if begun.parent.exists() and not (begun.is_file() and json.loads(begun.read_text()) == asked):
+            raise ValueError(f"{begun.parent} holds a run of another recipe, or after another stage: remove it")
+        if not log_file.is_file():
+            begun.parent.mkdir(parents=True, exist_ok=True)
+            begun.write_text(json.dumps(asked, indent=1))
+            train([str(path), *mine])
+        before = hashlib.sha256(log_file.read_bytes()).hexdigest()
+        log = json.loads(log_file.read_text())["log"]
         made[stage] = {
             "model": str(final),
             "steps": max(entry["step"] for entry in log),
@@ -91,26 +110,29 @@ def train_stages(words: list[str]) -> dict[str, dict[str, Any]]:
     return made
 
 
-def measure(words: list[str], prompts: list[str], clips: int) -> dict[str, Any]:
+def measure(parts: list[str], words: list[str], prompts: list[str], clips: int) -> dict[str, Any]:
     """Everything that goes into the page.
 
     Args:
-        words: `--key value` that differ from all recipes.
+        parts: See [`train_stages`].
+        words: See [`train_stages`].
         prompts: of the talk without video.
         clips: questions about held-out worlds.
     """
-    recipe, arguments, model_arguments = load_recipe(find_recipe("smollm2/alignment.yaml"), words)
-    source, options = text_source(recipe.text_backbone)
-    original = AutoModelForCausalLM.from_pretrained(source, **options).eval()
+    first = find_recipe(f"smollm2/{STAGES[0]}.yaml")
+    recipe, arguments, model_arguments = alignment.load_recipe(first, [*parts, *words])
     torch.manual_seed(arguments.seed)
     model_arguments.attn_implementation = None  # the same for both, or ties may be broken differently
     untrained, processor = load_model(recipe, model_arguments)
+    source, options = text_source(recipe.text_backbone)
+    original = AutoModelForCausalLM.from_pretrained(source, dtype=untrained.dtype, **options)
+    original, untrained = (each.to(arguments.device).eval() for each in (original, untrained))
     said = answers(original, processor.tokenizer, prompts)
-    same = sum(a == b for a, b in zip(said, answers(untrained.eval(), processor.tokenizer, prompts), strict=True))
+    same = sum(a == b for a, b in zip(said, answers(untrained, processor.tokenizer, prompts), strict=True))
     own = perplexity(original, processor.tokenizer, prompts, said)
     del original, untrained
-    stages = train_stages(words)
-    model = StreamChatForConditionalGeneration.from_pretrained(stages["sft"]["model"]).eval()
+    stages = train_stages(parts, words)
+    model = StreamChatForConditionalGeneration.from_pretrained(stages["sft"]["model"]).to(arguments.device).eval()
     processor = StreamChatProcessor.from_pretrained(stages["sft"]["model"])
     result = evaluate(model, processor, seed=EVAL_SEED, split="heldout", clips=clips, progress=False)
     return {
@@ -160,12 +182,15 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=200, help="how many")
     parser.add_argument("--clips", type=int, default=200, help="how many questions with video")
     parser.add_argument("--render", type=Path, help="write such a file into the page, do nothing else")
+    for part in PARTS:
+        parser.add_argument(f"--{part}", help="in place of the first recipe's")
     options, words = parser.parse_known_args()
     if options.render:
         text = table(json.loads(options.render.read_text()))
         PAGE.write_text(between(PAGE.read_text(), BEGIN, END, text))
         return
-    result = measure(words, PROMPTS.read_text().splitlines()[: options.prompts], options.clips)
+    parts = [word for part in PARTS if (given := getattr(options, part)) for word in (f"--{part}", given)]
+    result = measure(parts, words, PROMPTS.read_text().splitlines()[: options.prompts], options.clips)
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n")
     print(table(result))

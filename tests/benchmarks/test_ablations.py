@@ -1,4 +1,5 @@
 import json
+import statistics
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -133,6 +134,7 @@ def test_table_has_means_and_deviations():
         ([-20, -22, -30], "**unlike in the paper**"),
         ([20, -1, 22], "no clear difference"),  # one seed says otherwise
         ([1, 2, 40], "no clear difference"),  # the spread is larger than the mean
+        ([10, 20, 30], "no clear difference"),  # of three seeds chance shows as much in one of thirteen cases
         ([0, 0, 0], "no clear difference"),
         ([30], "no clear difference"),  # of one seed no spread is known
     ],
@@ -140,6 +142,15 @@ def test_table_has_means_and_deviations():
 def test_only_what_is_clear_is_called_like_or_unlike_the_paper(behind, said):
     against = [{"win": 40.0, "tie": 60.0 - value, "loss": 40.0 + value} for value in behind]
     assert ablations.verdict("x", against, (18, 46, 36)).startswith(f"- x: {said}. ")
+
+
+def test_chance_of_a_mean_is_students():
+    # With two degrees of freedom the distribution has a closed form.
+    for differences in ([20.0, 22.0, 30.0], [-3.0, 1.0, 5.0]):
+        t = statistics.fmean(differences) / (statistics.stdev(differences) / 3**0.5)
+        exact = 1 - abs(t) / (2 + t * t) ** 0.5
+        assert ablations.chance_of_mean(differences) == pytest.approx(exact)
+    assert ablations.chance_of_mean([5.0]) == ablations.chance_of_mean([0.0, 0.0]) == 1.0
 
 
 def test_chance_is_that_of_tossing_a_coin():

@@ -1,5 +1,6 @@
 import json
 import math
+import shutil
 import sys
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import yaml
 
 import real_language_model
 from streamchat_hf.evaluation.streamworld import VIEWERS
-from streamchat_hf.training.sft import load_recipe
+from streamchat_hf.training import alignment, sft
 from training_runs import bpe_tokenizer, small_model
 
 ROOT = Path(__file__).parents[2]
@@ -35,6 +36,10 @@ def result():
     }
 
 
+def load_recipe(stage, path, words):
+    return (alignment if stage == "alignment" else sft).load_recipe(path, words)
+
+
 def test_the_prompts_are_two_hundred_short_ones():
     prompts = real_language_model.PROMPTS.read_text().splitlines()
     assert len(prompts) == len(set(prompts)) == 200
@@ -43,19 +48,14 @@ def test_the_prompts_are_two_hundred_short_ones():
 
 def test_each_stage_begins_with_what_the_one_before_leaves_behind():
     recipes = {stage: yaml.safe_load((RECIPES / f"{stage}.yaml").read_text()) for stage in real_language_model.STAGES}
-    assert [recipe["stage"] for recipe in recipes.values()] == [
-        "alignment",
-        "pretrain_stage1",
-        "pretrain_stage2",
-        "sft",
-    ]
+    assert [recipe.get("stage") for recipe in recipes.values()] == [None, "pretrain_stage1", "pretrain_stage2", "sft"]
     assert recipes["stage1"]["model_name_or_path"] == f"{recipes['alignment']['output_dir']}/final"
     assert recipes["stage2"]["model_name_or_path"] == f"{recipes['stage1']['output_dir']}/final"
     assert recipes["sft"]["model_name_or_path"] == f"{recipes['stage2']['output_dir']}/final"
     for stage, recipe in recipes.items():
         assert recipe["max_frames"] <= 20 and (stage == "alignment" or recipe["datasets"][0]["english"])
-        fields, _, _ = load_recipe(RECIPES / f"{stage}.yaml", ["--use_cpu", "true", "--bf16", "false"])
-        assert fields.train_text == (stage != "sft")
+        fields, _, _ = load_recipe(stage, RECIPES / f"{stage}.yaml", ["--use_cpu", "true", "--bf16", "false"])
+        assert getattr(fields, "train_text", True) == (stage != "sft")
     assert len(recipes["alignment"]["model_config"]["cross_attention_layers"]) <= 6
 
 
@@ -87,23 +87,51 @@ def test_answers_are_what_the_model_would_choose():
         assert logits.argmax(-1).tolist() == answer and 1 <= len(answer) <= 4
 
 
-def test_what_is_finished_is_not_trained_again(tmp_path, monkeypatch):
-    trained, ended = [], {"step": 7, "train_runtime": 61.6}
+@pytest.fixture
+def trained(tmp_path, monkeypatch):
+    """The stages that are trained in an empty folder, each with its words; nothing really is."""
+    stages = []
 
     def train(words):
-        _, arguments, _ = load_recipe(words[0], words[1:])
-        trained.append(Path(words[0]).stem)
+        stage, ended = Path(words[0]).stem, {"step": 7, "train_runtime": 61.6}
+        _, arguments, _ = load_recipe(stage, words[0], words[1:])
+        stages.append((stage, words[1:]))
         final = Path(arguments.output_dir) / "final"
         final.mkdir(parents=True)
-        (final / "training_log.json").write_text(json.dumps({"log": [{"step": 3, "loss": 1.0}, ended]}))
+        (final / "training_log.json").write_text(json.dumps({"log": [{"step": 3, "loss": len(stages)}, ended]}))
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(real_language_model, "train", train)
-    words = ["--use_cpu", "true", "--bf16", "false"]
-    first, second = (real_language_model.train_stages(words) for _ in range(2))
-    assert trained == list(real_language_model.STAGES) == list(first)
+    return stages
+
+
+WORDS = ["--use_cpu", "true", "--bf16", "false"]
+
+
+def test_what_is_finished_is_not_trained_again(trained):
+    first, second = (real_language_model.train_stages([], WORDS) for _ in range(2))
+    assert [stage for stage, _ in trained] == list(real_language_model.STAGES) == list(first)
     assert [row["seconds"] for row in first.values()] == [62] * 4 and second == first
     assert first["sft"]["steps"] == 7 and first["sft"]["model"] == "runs/smollm2_sft/final"
+
+
+def test_another_model_is_built_once_and_the_stages_go_on_with_it(trained):
+    parts = ["--text_backbone", "another/model"]
+    real_language_model.train_stages(parts, WORDS)
+    assert [words for _, words in trained] == [[*parts, *WORDS], WORDS, WORDS, WORDS]
+
+
+def test_what_another_recipe_has_begun_does_not_count(trained):
+    real_language_model.train_stages([], WORDS)
+    with pytest.raises(ValueError, match="smollm2_alignment holds a run of another recipe"):
+        real_language_model.train_stages(["--text_backbone", "another/model"], WORDS)
+    with pytest.raises(ValueError, match="smollm2_alignment holds a run of another recipe"):
+        real_language_model.train_stages([], [*WORDS, "--max_steps", "7"])
+    shutil.rmtree("runs/smollm2_stage1")  # and trained anew it is not what the next one went on with
+    with pytest.raises(ValueError, match="smollm2_stage2 holds a run of .* after another stage: remove it"):
+        real_language_model.train_stages([], WORDS)
+    with pytest.raises(ValueError, match="one_for_all holds a run of another recipe"):
+        real_language_model.train_stages([], [*WORDS, "--output_dir", "runs/one_for_all"])
 
 
 def test_the_table_says_what_was_asked():

@@ -25,6 +25,7 @@ from transformers import (
 
 from streamchat_helpers import at_rate, frames_at
 from streamchat_hf import StreamChatForConditionalGeneration, StreamFormerConfig, StreamFormerModel
+from streamchat_hf.modeling.backbones_streamchat import text_files
 
 TEXT = {
     "vocab_size": 61,
@@ -160,6 +161,19 @@ def test_other_architectures_are_refused():
         StreamChatForConditionalGeneration.from_backbones(llama(attention_bias=True), siglip_vision())
     with pytest.raises(ValueError, match="vision model type 'qwen2' does not fit"):
         StreamChatForConditionalGeneration.from_backbones(qwen2(), qwen2())
+
+
+def test_a_gguf_file_is_read_only_where_nothing_else_is_meant(tmp_path):
+    assert text_files("me/model") == ("me/model", {}) and text_files(tmp_path) == (str(tmp_path), {})
+    (tmp_path / "small.gguf").touch()
+    assert text_files(tmp_path) == text_files(tmp_path / "small.gguf") == (str(tmp_path), {"gguf_file": "small.gguf"})
+    (tmp_path / "large.gguf").touch()
+    with pytest.raises(ValueError, match="holds several models, name the file of one: large.gguf, small.gguf"):
+        text_files(tmp_path)
+    (tmp_path / "config.json").touch()  # what is converted from safetensors often lies beside them
+    assert text_files(tmp_path) == (str(tmp_path), {})
+    assert text_files(tmp_path / "large.gguf") == (str(tmp_path), {"gguf_file": "large.gguf"})
+    assert text_files(tmp_path / "gone.gguf") == (str(tmp_path / "gone.gguf"), {})
 
 
 def smollm2() -> Path:

@@ -13,7 +13,6 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoProcessor, Qwen2Co
 
 from streamchat_helpers import tiny_model
 from streamchat_hf import StreamFormerConfig, StreamFormerModel, tiny_checkpoint
-from streamchat_hf.data.streamworld_dialogue import build_tokenizer
 from streamchat_hf.training import sft
 from streamchat_hf.training.checkpoints import checkpoints
 from streamchat_hf.training.dense_collator import IGNORED
@@ -274,7 +273,8 @@ def test_a_model_is_built_from_backbones(folder):
     vision = {**size, "num_hidden_layers": 1, "image_size": 16, "patch_size": 8}
     StreamFormerModel(StreamFormerConfig(**vision)).save_pretrained(folder / "vision")
     backbones = {"text_backbone": str(folder / "text"), "vision_backbone": str(folder / "vision")}
-    recipe = write_recipe(folder, "backbones", **backbones, stage="pretrain_stage1", max_steps=1)
+    changes = {**backbones, "model_name_or_path": None, "stage": "pretrain_stage1", "max_steps": 1}
+    recipe = write_recipe(folder, "backbones", **changes)
     final = train(recipe, ["--model_config", '{"visual_window": 8}'])
     model, processor = AutoModel.from_pretrained(final), AutoProcessor.from_pretrained(final)
     assert model.config.visual_window == 8 and processor.video_processor.size["height"] == 16
@@ -283,28 +283,6 @@ def test_a_model_is_built_from_backbones(folder):
     again = train(recipe, ["--model_config", '{"visual_window": 8}', "--output_dir", str(folder / "again")])
     assert_same_weights(final, again)  # a new projector is drawn by the seed
     assert processor.tokenizer.padding_side == "left"  # as `generate` needs it
-    with pytest.raises(ValueError, match="vision_backbone needs a text model"):
-        sft.SFTRecipe(stage="sft", vision_backbone="a")
-    with pytest.raises(ValueError, match="text_config is for a fresh text model"):
-        sft.SFTRecipe(stage="sft", text_backbone="a", text_config={})
-
-
-TEXT = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
-
-
-def test_a_fresh_text_model_looks_through_the_eye_of_the_tiny_checkpoint(folder):
-    recipe = write_recipe(
-        folder, "fresh", text_config=TEXT, model_config={"visual_window": 8}, model_name_or_path=None
-    )
-    models = [sft.load_model(*load_recipe(recipe)[::2]) for _ in range(2)]
-    (model, processor), (other, _) = models
-    tiny = AutoModel.from_pretrained(tiny_checkpoint())
-    for name, value in tiny.model.vision_tower.state_dict().items():
-        assert torch.equal(model.model.vision_tower.state_dict()[name], value), name
-    assert processor.tokenizer.get_vocab() == build_tokenizer().get_vocab() and processor.video_processor.fps == 2.0
-    assert processor.video_processor.size["height"] == 48 == model.config.vision_config.image_size
-    layers = [one.model.language_model.layers[0].self_attn.q_proj.weight for one in (model, other)]
-    assert not torch.equal(*layers) and model.config.text_config.hidden_size == 32
 
 
 def test_a_text_model_that_stays_says_the_same_without_video(folder):
@@ -321,18 +299,6 @@ def test_a_text_model_that_stays_says_the_same_without_video(folder):
     assert torch.equal(one, other)
     with pytest.raises(ValueError, match="use_peft trains the text model"):
         build_trainer(*load_recipe(recipe, ["--use_peft", "true"]))
-
-
-def test_a_package_can_carry_the_text_model(tmp_path, monkeypatch):
-    (tmp_path / "some_llm").mkdir()
-    (tmp_path / "some_llm" / "__init__.py").write_text("raise ImportError('what it needs itself is not there')")
-    (tmp_path / "some_llm" / "small.gguf").touch()
-    monkeypatch.syspath_prepend(tmp_path)
-    assert sft.text_source("some_llm") == (str(tmp_path / "some_llm"), {"gguf_file": "small.gguf"})
-    assert sft.text_source(str(tmp_path / "some_llm")) == (str(tmp_path / "some_llm"), {"gguf_file": "small.gguf"})
-    (tmp_path / "some_llm" / "large.gguf").touch()
-    assert sft.text_source("some_llm") == ("some_llm", {})
-    assert sft.text_source("gpt2") == ("gpt2", {}) and sft.text_source("me/some_llm") == ("me/some_llm", {})
 
 
 def test_a_video_of_which_nothing_sees_the_beginning_is_refused(folder):

@@ -131,7 +131,8 @@ def _speak(model, processor, batch: list[StreamWorldCase], streams: list, tokens
         tokenize=True,
         return_dict=True,
         return_tensors="pt",
-        processor_kwargs={"padding": True, "padding_side": "left"},
+        # As in training and in sessions, the special tokens are those that the template writes.
+        processor_kwargs={"padding": True, "padding_side": "left", "add_special_tokens": False},
     ).to(model.device)
     output = model.generate(
         **inputs,

@@ -31,19 +31,42 @@ _LLAMA_FIELDS = (
 )
 
 
+def text_files(name) -> tuple[str, dict[str, str]]:
+    """Where a text model and its tokenizer lie, for `from_pretrained`.
+
+    Args:
+        name: a folder, a Hub id, a GGUF file, or a folder with a single GGUF file and no other model.
+
+    Returns:
+        The folder or Hub id, and `gguf_file` if that is what is to be read in it.
+
+    Raises:
+        ValueError: if a folder holds several GGUF files and nothing that says which.
+    """
+    path = Path(name)
+    if path.suffix == ".gguf" and path.is_file():
+        return str(path.parent), {"gguf_file": path.name}
+    if path.is_dir() and not (path / "config.json").is_file():
+        quantised = sorted(file.name for file in path.glob("*.gguf"))
+        if len(quantised) > 1:
+            raise ValueError(f"{name} holds several models, name the file of one: {', '.join(quantised)}")
+        if quantised:
+            return str(path), {"gguf_file": quantised[0]}
+    return str(name), {}
+
+
 def load_text_backbone(text) -> tuple[PreTrainedModel, Qwen2Config]:
     """Loads a text model and gives the Qwen2 configuration with the same computation.
 
     Args:
-        text: a folder, a Hub id, a folder with a single GGUF file, or a loaded causal language model.
+        text: as [`text_files`] takes it, or a loaded causal language model.
 
     Raises:
-        ValueError: if the model is neither Qwen2 nor shaped like Llama.
+        ValueError: if the model is neither Qwen2 nor shaped like Llama, or a folder does not say which of several.
     """
     if not isinstance(text, torch.nn.Module):
-        quantised = sorted(Path(text).glob("*.gguf")) if Path(text).is_dir() else []
-        options = {"gguf_file": quantised[0].name} if len(quantised) == 1 else {}
-        text = AutoModelForCausalLM.from_pretrained(text, **options)
+        source, options = text_files(text)
+        text = AutoModelForCausalLM.from_pretrained(source, **options)
     config = text.config
     if config.model_type == "qwen2":
         return text, Qwen2Config(**{**config.to_dict(), "dtype": None})

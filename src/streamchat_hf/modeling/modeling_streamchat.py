@@ -352,7 +352,7 @@ class StreamChatForConditionalGeneration(StreamChatPreTrainedModel, StreamingGen
 
         Args:
             text: folder, Hub id or loaded Qwen2, Qwen2.5 or Llama-shaped model (Llama becomes Qwen2 with zero biases).
-                A folder may hold a single GGUF file.
+                It may be a GGUF file, or a folder with a single one.
             vision: folder, Hub id or loaded StreamFormer, SigLIP or PaliGemma model.
             **config: further fields of [`StreamChatConfig`].
 

