@@ -1,5 +1,6 @@
 """A local `/v1/chat/completions` that says what a script says, bad manners included; and a script for StreamWorld."""
 
+import contextlib
 import http.server
 import json
 import random
@@ -108,15 +109,16 @@ class ScriptedEndpoint:
             self.most_at_once = max(self.most_at_once, self._now)
         try:
             reply = self.script(body["messages"], before)
-            self._send(handler, Reply(reply) if isinstance(reply, str) else reply)
-        except (BrokenPipeError, ConnectionResetError):
-            pass  # the client has lost patience
+            reply = Reply(reply) if isinstance(reply, str) else reply
+            time.sleep(reply.delay)
         finally:
-            with self._lock:
+            with self._lock:  # before the client has its answer, or it could ask again first
                 self._now -= 1
+        # The client may have lost patience.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self._send(handler, reply)
 
     def _send(self, handler: http.server.BaseHTTPRequestHandler, reply: Reply) -> None:
-        time.sleep(reply.delay)
         content = reply.encode()
         if reply.drop is not True:
             handler.send_response(reply.status)

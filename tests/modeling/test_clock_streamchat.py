@@ -109,10 +109,10 @@ def test_a_takeover_comes_after_the_step_before_it():
 
 
 def test_wall_clock_silence_ends_at_a_question_an_interruption_or_the_end():
-    clock = WallClock([reader(at(0.0, 0.02))])
+    clock = WallClock([reader(at(0.0, 0.5))])
     clock.start(0)
     assert shown(clock.watch(None, never))[0] == [0.0]
-    assert shown(clock.watch(None, never))[0] == [0.02]
+    assert shown(clock.watch(None, never))[0] == [0.5]
     assert clock.watch(None, never) is None
     frames, now = clock.watch(clock.now() + 60, never)
     assert frames == [[]] and now >= 60

@@ -114,7 +114,7 @@ def test_what_nobody_takes_does_not_pile_up(policy):
     assert camera.live or reader.grabbed <= MOST_READY + 6
     taken = shown(drain(reader))
     reader.close()
-    assert taken[:MOST_READY] == list(range(MOST_READY)) and taken == sorted(taken) and taken[-1] == count - 1
+    assert len(taken) >= MOST_READY and taken == sorted(taken) and taken[-1] == count - 1
     assert len(taken) + reader.dropped == count and (reader.dropped > 0) == camera.live
 
 
@@ -205,14 +205,18 @@ def test_what_was_due_before_a_failure_waits_for_the_next_call():
 def test_a_source_that_hangs_is_left_behind_but_not_its_frame():
     state, unplugged = StreamState(), threading.Event()
 
+    hangs = threading.Event()
+
     def source():
         yield 0.0, pixels(0)
+        hangs.set()
         unplugged.wait(5)
         yield 0.01, pixels(1)
 
     reader = open_reader(source(), state)
     reader.start(StreamTime(0))
     reader.wait_for_first()
+    assert hangs.wait(5)
     reader.close(timeout=0.05)
     assert reader.pulling
     reader.close_source()  # a generator at work cannot be closed; that must not hide an error
@@ -225,14 +229,17 @@ def test_a_source_that_hangs_is_left_behind_but_not_its_frame():
 
 
 def test_closing_waits_for_the_frame_being_encoded():
+    encoding = threading.Event()
+
     def very_slow_encode(frames, vision_cache):
+        encoding.set()
         time.sleep(0.3)
         return encode(frames, vision_cache)
 
     state = StreamState()
     reader = open_reader([(0.0, pixels(0))], state, very_slow_encode)
     reader.start(StreamTime(0))
-    time.sleep(0.05)
+    assert encoding.wait(5)
     reader.close(timeout=0.05)
     assert shown(state.waiting) == [0] and state.vision_cache == 1
 
@@ -275,7 +282,7 @@ def test_what_was_closed_does_not_start():
     reader = open_reader([(0.0, pixels(0))], StreamState())
     reader.close()
     reader.start(lambda: 0)
-    assert reader.over and reader.take_ready() == [] and reader._threads == []
+    assert reader.over and reader.take_ready() == [] and reader._threads == {}
 
 
 def test_a_source_may_close_its_reader_before_both_stages_run(monkeypatch):

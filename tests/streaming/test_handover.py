@@ -133,9 +133,14 @@ def test_closing_from_another_thread_ends_the_waiting():
 
 
 def test_a_reader_does_not_wait_for_a_function_that_hangs_after_closing():
-    go_on = threading.Event()
-    handover = Handover(lambda emit: go_on.wait(10), "test")
-    closer = threading.Timer(0.05, handover.close)
+    begun, go_on = threading.Event(), threading.Event()
+
+    def run(emit):
+        begun.set()
+        go_on.wait(10)
+
+    handover = Handover(run, "test")
+    closer = threading.Thread(target=lambda: begun.wait(10) and handover.close())
     closer.start()
     assert list(handover) == []
     assert closer.is_alive(), "but who closes does"
@@ -156,6 +161,8 @@ def test_control_c_ends_the_waiting_and_loses_no_event():
         with pytest.raises(KeyboardInterrupt):
             next(handover)
         go_on.set()
+        while not made:
+            time.sleep(0.01)
         time.sleep(0.05)
         assert made == [0], "it goes no further than to the event that was waited for"
         assert next(handover) == 0 and made == [0]
@@ -237,6 +244,8 @@ def test_cancelling_the_waiting_loses_no_event_and_asks_for_no_second():
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(anext(handover), 0.02)
         go_on.set()
+        while not made:
+            await asyncio.sleep(0.01)
         await asyncio.sleep(0.05)
         assert made == [0]
         assert await anext(handover) == 0
@@ -274,11 +283,16 @@ def test_a_loop_that_has_gone_is_not_woken():
 
 
 def test_there_is_one_reader_at_a_time():
-    go_on = threading.Event()
-    handover = Handover(lambda emit: go_on.wait(10), "test")
+    begun, go_on = threading.Event(), threading.Event()
+
+    def run(emit):
+        begun.set()
+        go_on.wait(10)
+
+    handover = Handover(run, "test")
     reader = threading.Thread(target=list, args=(handover,))
     reader.start()
-    time.sleep(0.05)
+    assert begun.wait(10)
     with pytest.raises(RuntimeError, match="somebody else is waiting"):
         next(handover)
     go_on.set()

@@ -534,7 +534,7 @@ def test_the_source_is_closed_even_while_it_is_at_work(model, end):
         try:
             for k in itertools.count():
                 yield 0.1 * k, torch.zeros(3, 16, 16)
-                time.sleep(0.2 * bool(k))
+                time.sleep(0.05 * bool(k))
         finally:
             closed.set()
 
@@ -612,6 +612,19 @@ def test_a_source_may_close_the_session_that_reads_it(model, tokens_per_second):
     with nothing_left_behind():
         session = open_session(model, frames(), tokens_per_second=tokens_per_second)
         assert len(list(session)) <= 2
+        session.close()
+
+
+def test_a_camera_may_close_the_session_that_reads_it(model):
+    class Closing(Camera):
+        def __next__(self):
+            session.close()
+            time.sleep(0.02)  # the session has ended, and the camera is still at work
+            return super().__next__()
+
+    with nothing_left_behind():
+        session = open_session(model, Closing([torch.zeros(3, 16, 16)], [0.0]), tokens_per_second=None)
+        assert list(session) == []
         session.close()
 
 

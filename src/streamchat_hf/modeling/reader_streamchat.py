@@ -176,7 +176,7 @@ class FrameReader:
         self._encoding = False  # whether the encode stage may still deliver frames
         self._closed = False
         self._device_type = device_type
-        self._threads: list[threading.Thread] = []
+        self._threads: dict[str, threading.Thread] = {}
 
     @property
     def grabbed(self) -> int:
@@ -244,11 +244,11 @@ class FrameReader:
             if self._ended or self._stop.is_set():
                 return
             self._now, self._encoding = now, True
-            self._threads = [
-                threading.Thread(target=self._guard, args=(name, stage), name=f"streamchat {name}", daemon=True)
+            self._threads = {
+                name: threading.Thread(target=self._guard, args=(name, stage), name=f"streamchat {name}", daemon=True)
                 for name, stage in (("grab", self._grab), ("encode", self._like_caller(self._encode_loop)))
-            ]
-            for thread in self._threads:
+            }
+            for thread in self._threads.values():
                 thread.start()
 
     def take_ready(self) -> list[ReadyFrame]:
@@ -313,13 +313,13 @@ class FrameReader:
         with self._changed:
             threads = self._threads
             self._changed.notify_all()
-        # Only the source can hang; the frame being encoded is part of the vision tower's state already.
-        me = threading.current_thread()
-        for thread, limit in zip(threads, (timeout, None), strict=False):
-            if thread is not me:  # a source may close who reads it
-                thread.join(limit)
+        for name, thread in threads.items():
+            if thread is not threading.current_thread():  # a source may close who reads it
+                # Only the source can hang; the frame being encoded is part of the vision tower's state already.
+                thread.join(timeout if name == "grab" else None)
         with self._changed:
-            self._threads = [thread for thread in threads if thread is me]  # whoever closes next waits for it
+            # Whoever closes next waits for what is left.
+            self._threads = {name: thread for name, thread in threads.items() if thread.is_alive()}
             self.state.waiting.extendleft(reversed([*self._ready, *self._queue]))
             self._ready.clear()
             self._queue.clear()
