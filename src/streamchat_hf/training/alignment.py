@@ -35,7 +35,7 @@ MIX = StreamWorldMix(one_attribute=0.5, tints=0.8, stalled=0.0)
 WORD_LENGTH = 4.0
 
 
-@dataclass(kw_only=True)
+@dataclass
 class AlignmentRecipe(ModelRecipe):
     """What a run is made of, besides transformers' `TrainingArguments` and TRL's `ModelConfig`.
 

@@ -51,7 +51,7 @@ DEFAULTS: dict[str, Any] = {
 CREDENTIALS = ("token", "storage_options")
 
 
-@dataclass(kw_only=True)
+@dataclass
 class SFTRecipe(ModelRecipe):
     """What a run is made of, besides the arguments of TRL's `SFTConfig` and `ModelConfig`, which a recipe holds too.
 
