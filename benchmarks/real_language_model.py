@@ -14,6 +14,7 @@ import argparse
 import hashlib
 import json
 import math
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -170,9 +171,21 @@ def table(result: dict[str, Any]) -> str:
     for name, kind in sorted(result["by_kind"].items()):
         shares = " | ".join("–" if kind[key] is None else f"{100 * kind[key]:.1f}" for key in (*VIEWERS, "chance"))
         lines.append(f"| {name} | {shares} | {kind['n']} |")
+    kinds = result["by_kind"].values()
+    whole = [100 * statistics.fmean(kind[viewer] or 0.0 for kind in kinds) for viewer in VIEWERS]
     means = [100 * mean_of_attributes(result["by_kind"], viewer) for viewer in VIEWERS]
-    lines.append(f"| **mean without presence** | {' | '.join(f'{mean:.1f}' for mean in means)} | | |")
-    return "\n".join([*lines, "", f"Watching on is {means[0] - means[1]:+.1f} points ahead of looking once.", ""])
+    for name, row in (("mean", whole), ("mean without presence", means)):
+        lines.append(f"| **{name}** | {' | '.join(f'{mean:.1f}' for mean in row)} | | |")
+    ahead = " and ".join(f"{row[0] - row[1]:+.1f}" for row in (whole, means))
+    scores = " and ".join(f"{result['score'][viewer]:.3f}" for viewer in VIEWERS[:2])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Watching on is {ahead} points ahead of looking once. The `streaming_score` of the two is {scores}.",
+            "",
+        ]
+    )
 
 
 def main() -> None:

@@ -31,8 +31,10 @@ def result():
         "clips": 200,
         "by_kind": {
             "colour": {**shares, "chance": 1 / 6, "n": 10},
+            "presence": {**shares, "fresh": 1.0, "frozen": None, "chance": 1 / 3, "n": 10},
             "shape": {**shares, "fresh": 0.85, "grey": 0.25, "chance": 0.25, "n": 10},
         },
+        "score": {"fresh": 0.9, "frozen": 0.4, "grey": 0.1},
     }
 
 
@@ -141,9 +143,11 @@ def test_the_table_says_what_was_asked():
         "200 of 200 answers are the same" in text and "2.0000 to itself and 2.0500 after all stages: +2.50 %." in text
     )
     assert "| colour | 75.0 | 25.0 | – | 16.7 | 10 |" in text
+    assert "| **mean** | 86.7 | 16.7 | 8.3 | | |" in text
     # Of the five attributes two were named.
     assert "| **mean without presence** | 32.0 | 10.0 | 5.0 | | |" in text
-    assert "Watching on is +22.0 points ahead of looking once." in text
+    assert "Watching on is +70.0 and +22.0 points ahead of looking once." in text
+    assert "The `streaming_score` of the two is 0.900 and 0.400." in text
 
 
 def test_the_table_goes_into_the_page(tmp_path, monkeypatch):
