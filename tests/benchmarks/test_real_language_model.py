@@ -34,6 +34,7 @@ def result():
             "presence": {**shares, "fresh": 1.0, "frozen": None, "chance": 1 / 3, "n": 10},
             "shape": {**shares, "fresh": 0.85, "grey": 0.25, "chance": 0.25, "n": 10},
         },
+        "others_by_kind": {"colour": {"fresh": 0.5, "frozen": 0.25, "n": 10}},
         "score": {"fresh": 0.9, "frozen": 0.4, "grey": 0.1},
     }
 
@@ -146,7 +147,7 @@ def test_the_table_says_what_was_asked():
     assert "| **mean** | 86.7 | 16.7 | 8.3 | | |" in text
     # Of the five attributes two were named.
     assert "| **mean without presence** | 32.0 | 10.0 | 5.0 | | |" in text
-    assert "Watching on is +70.0 and +22.0 points ahead of looking once." in text
+    assert "+70.0 and +22.0 points ahead of looking once; on as many other questions +25.0 and +5.0." in text
     assert "The `streaming_score` of the two is 0.900 and 0.400." in text
 
 
