@@ -1,7 +1,7 @@
 """StreamChat from a pretrained language model: trained by `recipes/smollm2/`, and measured with and without video.
 
     python benchmarks/real_language_model.py --json benchmarks/real_language_model.json
-    python benchmarks/real_language_model.py --render benchmarks/real_language_model.json
+    python benchmarks/real_language_model.py --render benchmarks/real_language_model*.json
 
 The language model, SmolLM2-135M-Instruct, first writes its own answers to the prompts beside this file. Then the
 vision tower is aligned with its words, and the three stages are trained; what the same recipes have finished in
@@ -207,12 +207,12 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="where the result goes")
     parser.add_argument("--prompts", type=int, default=200, help="how many")
     parser.add_argument("--clips", type=int, default=200, help="how many questions with video")
-    parser.add_argument("--render", type=Path, help="write such a file into the page, do nothing else")
+    parser.add_argument("--render", type=Path, nargs="+", help="write such files into the page, do nothing else")
     for part in PARTS:
         parser.add_argument(f"--{part}", help="in place of the first recipe's")
     options, words = parser.parse_known_args()
     if options.render:
-        text = table(json.loads(options.render.read_text()))
+        text = "\n".join(table(json.loads(path.read_text())) for path in options.render)
         PAGE.write_text(between(PAGE.read_text(), BEGIN, END, text))
         return
     parts = [word for part in PARTS if (given := getattr(options, part)) for word in (f"--{part}", given)]

@@ -15,7 +15,7 @@ from training_runs import bpe_tokenizer, small_model
 
 ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "recipes" / "smollm2"
-MEASURED = ROOT / "benchmarks" / "real_language_model.json"
+MEASURED = [ROOT / "benchmarks" / f"real_language_model{run}.json" for run in ("", "_longer")]
 PROMPTS = ["What is happening?", "The person is cooking."]
 
 
@@ -162,7 +162,5 @@ def test_the_table_goes_into_the_page(tmp_path, monkeypatch):
 
 
 def test_the_page_shows_what_was_measured():
-    if not MEASURED.is_file():
-        pytest.skip("the model has not been trained")
     page = (ROOT / "docs" / "real_language_model.md").read_text()
-    assert real_language_model.table(json.loads(MEASURED.read_text())) in page
+    assert all(real_language_model.table(json.loads(path.read_text())) in page for path in MEASURED)

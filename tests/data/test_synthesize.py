@@ -233,8 +233,7 @@ def test_a_server_that_answers_nothing_ends_the_run(tmp_path):
     with ScriptedEndpoint(lambda messages, before: Reply("bad key", status=401)) as endpoint:
         with pytest.raises(ConnectionError, match=f"no answer for {GIVE_UP_AFTER} segments in a row; tiny: .*bad key"):
             synthesize(captions, tmp_path / "out.jsonl", model(endpoint), workers=2)
-        # What is under way when that is noticed is still answered: some more, but not most of them.
-        assert len(endpoint.requests) < 100
+        assert len(endpoint.requests) <= GIVE_UP_AFTER + 1  # what the other worker was asking
     assert workers() == []
 
 

@@ -110,11 +110,25 @@ def _ask(
     model: LanguageModel, requests: Mapping[str, Callable[[], Messages]], workers: int, progress: bool, unit: str
 ) -> Iterator[tuple[str, str]]:
     """Yield each answer as soon as it is there."""
-    stop = threading.Event()
+    stop, lock = threading.Event(), threading.Lock()
     in_a_row = 0
 
     def ask(make: Callable[[], Messages]) -> str:
-        return model.ask(make(), stop)
+        nonlocal in_a_row
+        if stop.is_set():
+            raise NoAnswer("not asked any more")
+        try:
+            text = model.ask(make(), stop)
+        except NoAnswer as error:
+            with lock:
+                in_a_row += 1
+                if in_a_row < GIVE_UP_AFTER:
+                    raise
+                stop.set()  # here, so that no worker asks once more
+            raise ConnectionError(f"no answer for {GIVE_UP_AFTER} {unit}s in a row; {error}") from None
+        with lock:
+            in_a_row = 0
+        return text
 
     with ThreadPoolExecutor(workers) as pool, tqdm(total=len(requests), unit=unit, disable=not progress) as bar:
         futures = {pool.submit(ask, make): request for request, make in requests.items()}
@@ -124,12 +138,9 @@ def _ask(
                 try:
                     text = future.result()
                 except NoAnswer as error:
-                    in_a_row += 1
-                    if in_a_row == GIVE_UP_AFTER:
-                        raise ConnectionError(f"no answer for {in_a_row} {unit}s in a row; {error}") from None
-                    logger.warning("%s", error)
+                    if not stop.is_set():
+                        logger.warning("%s", error)
                     continue
-                in_a_row = 0
                 yield futures[future], text
         finally:  # an error, Ctrl-C, or simply the end: whoever waits for a server to come back stops doing so
             stop.set()
